@@ -1,0 +1,537 @@
+"""The graph of an expression, and the walk over it that makes gradients.
+
+A `Node` stands for one value: it knows the nodes it was computed from and the VJP that carries a
+gradient back to them. It never holds a Tensor, so no reference cycle forms and memory is freed the
+moment the last user lets go. What a VJP's closures captured *is* what is saved for the backward
+pass; `node.saved()` lists it. A `Leaf` is where a walk ends and a gradient is kept.
+
+`backward` is the walk: it counts how many consumers each node has, then visits a node when its last
+consumer has been visited. It is iterative, so depth does not matter, and a leaf's gradient is
+complete (and can be sent to other processes) as early as possible. Read `tensor.py` next.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from types import CellType, FunctionType, MethodType, TracebackType
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from .backend import Array, DType, array_module, is_array, memory_range
+
+Shape = tuple[int, ...]
+# One function per parent (None where no gradient flows), or one function that returns a tuple.
+VJP = Any
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class LazyGradient(Protocol):
+    """A gradient that knows how to put itself into a buffer instead of being a dense array.
+
+    A weight gradient can be multiplied straight into the optimizer's buffer, and the gradient of an
+    embedding touches only the rows that were looked up. Fast paths return such objects.
+    """
+
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def dtype(self) -> DType: ...
+    def write_to(self, buffer: Array) -> None:
+        """buffer = gradient"""
+
+    def add_to(self, buffer: Array) -> None:
+        """buffer += gradient"""
+
+    def dense(self) -> Array:
+        """The gradient as an array of its own."""
+
+
+class _State(threading.local):
+    """What holds on this thread: each thread starts with these values."""
+
+    grad_enabled = True
+    reference_only = False  # inside reference_ops()
+    recording = False  # whether the operation being computed will be recorded
+
+
+state = _State()
+_numbers = itertools.count()
+
+
+class Freed:
+    """Stands where a node's VJP was, after a backward pass used it up."""
+
+    __slots__ = ()
+
+
+FREED = Freed()
+
+
+class Node:
+    """One recorded value: which operation made it, from which nodes, and how gradients flow back.
+
+    `shape` and `dtype` describe the value (a gradient that arrives is fitted to them), `level` says
+    which derivative is being recorded: 1 for `tensor.backward()`, more inside `tt.func` transforms.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "dtype",
+        "level",
+        "number",
+        "operation",
+        "parents",
+        "shape",
+        "vjp",
+        "watcher",
+    )
+
+    def __init__(
+        self,
+        operation: str,
+        vjp: VJP,
+        parents: tuple[Node | None, ...],
+        shape: Shape,
+        dtype: DType,
+        level: int,
+    ) -> None:
+        self.operation = operation
+        self.vjp = vjp
+        self.parents = parents
+        self.shape = shape
+        self.dtype = dtype
+        self.level = level
+        self.number = next(_numbers)  # grows with time: a parent's number is below its child's
+        self.watcher: Watcher | None = None
+
+    def saved(self) -> list[Array]:
+        """The arrays kept for the backward pass: what the VJP's closures captured."""
+        found: dict[int, Array] = {}
+        functions = self.vjp if isinstance(self.vjp, tuple) else (self.vjp,)
+        _collect_arrays(functions, found, set())
+        return list(found.values())
+
+    def vjps(self, gradient: Array) -> Sequence[Any]:
+        """The gradients of the parents, given the gradient of this value."""
+        self.check_not_freed()
+        if self.number < writes.time:
+            writes.check(self)
+        if isinstance(self.vjp, tuple):
+            return [None if vjp is None else vjp(gradient) for vjp in self.vjp]
+        gradients = self.vjp(gradient)
+        return gradients if isinstance(gradients, tuple) else (gradients,)
+
+    def check_not_freed(self) -> None:
+        if self.vjp is FREED:
+            raise RuntimeError(
+                f"backward: the graph behind this {self.operation} was already used and freed by an "
+                "earlier backward; run the forward pass again, or pass retain_graph=True to the "
+                "first backward"
+            )
+
+    def __repr__(self) -> str:
+        return f"<{self.operation} {self.shape} {self.dtype}>"
+
+
+class Watcher:
+    """What users asked to see of one node's gradient: hooks to run, and whether to keep it."""
+
+    __slots__ = ("gradient", "hooks", "retains")
+
+    def __init__(self) -> None:
+        self.hooks: list[Callable[[Any], Any]] = []
+        self.retains = False
+        self.gradient: Any = None  # a Tensor, kept by the last backward pass if `retains`
+
+
+class Leaf(Node):
+    """Where a walk ends: a tensor that the user made with `requires_grad=True`.
+
+    The gradient is kept here and not on the tensor, so that the graph needs no reference to it.
+    `buffer`, when an optimizer has set one, is where the gradient's numbers are written: `=` by the
+    first gradient after `zero_grad()`, `+=` by later ones.
+    """
+
+    __slots__ = ("buffer", "grad", "ready_hooks")
+
+    def __init__(self, shape: Shape, dtype: DType, level: int = 1) -> None:
+        super().__init__("leaf", (), (), shape, dtype, level)
+        self.grad: Any = None  # a Tensor, or None
+        self.buffer: Array = None
+        self.ready_hooks: list[Callable[[], None]] | None = None
+
+
+def _collect_arrays(objects: Iterable[Any], found: dict[int, Array], seen: set[int]) -> None:
+    for item in objects:
+        if is_array(item):
+            found[id(item)] = item
+        elif id(item) in seen:
+            continue
+        elif isinstance(item, FunctionType):
+            seen.add(id(item))
+            _collect_arrays(map(_cell_contents, item.__closure__ or ()), found, seen)
+            _collect_arrays(item.__defaults__ or (), found, seen)
+        elif isinstance(item, functools.partial):
+            _collect_arrays((item.func, *item.args, *item.keywords.values()), found, seen)
+        elif isinstance(item, MethodType):
+            _collect_arrays((item.__self__,), found, seen)
+        elif isinstance(item, tuple | list):
+            seen.add(id(item))
+            _collect_arrays(item, found, seen)
+        elif isinstance(item, dict):
+            seen.add(id(item))
+            _collect_arrays(item.values(), found, seen)
+
+
+def _cell_contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a cell that was never filled
+        return None
+
+
+# --- in-place writes -------------------------------------------------------------------------------
+
+
+class WriteClock:
+    """Notices when memory that a gradient needs was written in place.
+
+    Nodes and writes are numbered by one counter. A write leaves its number and address range; a node
+    whose VJP runs after a younger write looks its saved arrays up among those. An array that is still
+    saved cannot have given its address away, so a hit is a real one. Nothing is paid while nobody writes.
+    """
+
+    def __init__(self) -> None:
+        self.time = -1  # the number of the last write
+        self._last_write: dict[tuple[int, int], int] = {}
+
+    def note(self, array: Array) -> None:
+        self.time = next(_numbers)
+        span = memory_range(array)
+        self._last_write.pop(span, None)  # so that the dict stays in order of time
+        self._last_write[span] = self.time
+        if len(self._last_write) > 4096:
+            del self._last_write[next(iter(self._last_write))]
+
+    def check(self, node: Node) -> None:
+        spans: list[tuple[int, int]] | None = None
+        for (low, high), time in reversed(self._last_write.items()):
+            if time < node.number:
+                return
+            if spans is None:
+                spans = [memory_range(array) for array in node.saved() if not hasattr(array, "node")]
+            if any(low < end and start < high for start, end in spans):
+                raise RuntimeError(
+                    f"backward: an array that {node.operation} {node.shape} needs for its gradient was "
+                    "written in place after it was used; write a new tensor instead (x = x + 1, tt.where, "
+                    "masked_fill), or take a clone() before the write"
+                )
+
+
+writes = WriteClock()
+note_write = writes.note
+
+
+# --- the walk --------------------------------------------------------------------------------------
+
+
+def fit(gradient: Array, shape: Shape, dtype: DType, operation: str) -> Array:
+    """`gradient` summed over broadcast axes to `shape` and cast to `dtype`: un-broadcasting, once.
+
+    If y = f(broadcast(x)), then dx = sum of dy over the axes along which x was repeated.
+    """
+    if gradient.shape != shape:
+        gradient = _unbroadcast(gradient, shape, operation)
+    if gradient.dtype != dtype:
+        gradient = gradient.astype(dtype)
+    return gradient
+
+
+def _unbroadcast(gradient: Array, shape: Shape, operation: str) -> Array:
+    given = tuple(gradient.shape)
+    try:
+        related = np.broadcast_shapes(given, shape)
+    except ValueError:
+        raise ValueError(
+            f"{operation}: its VJP returned a gradient of shape {given} for an input of shape {shape}; "
+            "the two are not related by broadcasting"
+        ) from None
+    extra = len(given) - len(shape)
+    axes = tuple(range(extra)) + tuple(
+        extra + axis for axis, size in enumerate(shape) if extra + axis >= 0 and size == 1 and given[extra + axis] != 1
+    )
+    if axes:
+        gradient = gradient.sum(axis=axes, keepdims=True)
+    if extra > 0:
+        gradient = gradient.reshape(shape)
+    if tuple(gradient.shape) != shape:  # a VJP may return less: a scalar for every element, say
+        if related != shape:
+            raise ValueError(
+                f"{operation}: its VJP returned a gradient of shape {given} for an input of shape {shape}"
+            )
+        gradient = array_module(gradient).broadcast_to(gradient, shape)
+    return gradient
+
+
+def count_consumers(root: Node) -> dict[Node, int]:
+    """For each node that `root` was computed from, by how many of the others (with multiplicity)."""
+    counts = {root: 0}
+    stack = [root]
+    while stack:
+        for parent in stack.pop().parents:
+            if parent is None:
+                continue
+            if parent in counts:
+                counts[parent] += 1
+            else:
+                counts[parent] = 1
+                stack.append(parent)
+    return counts
+
+
+def backward(
+    root: Node,
+    gradient: Array,
+    *,
+    retain_graph: bool = False,
+    wanted: dict[Node, Any] | None = None,
+) -> None:
+    """Carry `gradient`, that of `root`'s value, back to everything it was computed from.
+
+    Without `wanted` the gradients are added into the leaves' `.grad`. With it, only nodes on a path to
+    one of its keys are visited, and its values become their gradients (arrays, or Tensors of the level
+    below); leaves are left alone.
+    """
+    root.check_not_freed()
+    counts = count_consumers(root)
+    if wanted is not None:
+        _keep_paths_to(wanted, counts)
+    pending: dict[Node, Any] = {root: gradient}
+    owned: set[Node] = set()  # nodes whose pending gradient is a fresh sum, safe to add into
+    ready = [root] if root in counts else []
+    while ready:
+        node = ready.pop()
+        gradient = pending.pop(node, None)
+        if gradient is not None:
+            if node.watcher is not None:
+                gradient = _run_hooks(node, node.watcher, _dense(gradient))
+            if wanted is not None and node in wanted:
+                wanted[node] = _dense(gradient)
+            elif isinstance(node, Leaf) and wanted is None:
+                accumulate(node, gradient)
+        if isinstance(node, Leaf):
+            if wanted is None and node.ready_hooks:
+                for hook in node.ready_hooks:
+                    hook()
+            continue
+        parents = node.parents
+        gradients: Sequence[Any]
+        if gradient is None:
+            gradients = (None,) * len(parents)
+        else:
+            gradients = node.vjps(_dense(gradient))
+            if len(gradients) != len(parents):
+                raise ValueError(
+                    f"{node.operation}: its VJP returned {len(gradients)} gradients for {len(parents)} inputs"
+                )
+        if not retain_graph:
+            node.vjp, node.parents = FREED, ()
+        for parent, given in zip(parents, gradients, strict=True):
+            if parent is None or parent not in counts:
+                continue
+            if given is not None:
+                if given.shape != parent.shape or given.dtype != parent.dtype:
+                    given = fit(given, parent.shape, parent.dtype, node.operation)
+                if parent not in pending:
+                    pending[parent] = given
+                else:
+                    _add_pending(pending, owned, parent, given)
+            counts[parent] -= 1
+            if not counts[parent]:
+                ready.append(parent)
+
+
+def _keep_paths_to(wanted: Iterable[Node], counts: dict[Node, int]) -> None:
+    """Reduce `counts` to the nodes from which a node of `wanted` can be reached, and recount."""
+    useful = set(wanted)
+    for node in sorted(counts, key=lambda n: n.number):  # parents before children
+        if any(parent in useful for parent in node.parents):
+            useful.add(node)
+    kept = [node for node in counts if node in useful]
+    counts.clear()
+    counts.update(dict.fromkeys(kept, 0))
+    for node in kept:
+        for parent in node.parents:
+            if parent in counts:
+                counts[parent] += 1
+
+
+def _add_pending(pending: dict[Node, Any], owned: set[Node], node: Node, given: Any) -> None:
+    total = pending[node]
+    if node in owned and isinstance(total, np.ndarray):
+        if hasattr(given, "add_to"):
+            given.add_to(total)
+        else:
+            np.add(total, given, out=total)
+    else:
+        pending[node] = _dense(total) + _dense(given)
+        owned.add(node)
+
+
+def _dense(gradient: Any) -> Array:
+    return gradient.dense() if hasattr(gradient, "dense") else gradient
+
+
+def _run_hooks(node: Node, watcher: Watcher, gradient: Array) -> Array:
+    from .tensor import as_tensor
+
+    for hook in watcher.hooks:
+        replaced = hook(as_tensor(gradient))
+        if replaced is not None:
+            if replaced.shape != node.shape:
+                raise ValueError(
+                    f"register_hook: the hook returned a gradient of shape {tuple(replaced.shape)} for a tensor "
+                    f"of shape {node.shape}"
+                )
+            gradient = replaced.value
+    if watcher.retains:
+        watcher.gradient = as_tensor(gradient)
+    return gradient
+
+
+def accumulate(leaf: Leaf, gradient: Any) -> None:
+    """Add `gradient` into the leaf's `.grad`; the first one after `zero_grad()` is written, not added."""
+    from .tensor import as_tensor
+
+    lazy = hasattr(gradient, "write_to")
+    if leaf.grad is not None:
+        total = leaf.grad.value
+        if lazy:
+            gradient.add_to(total)
+        else:
+            total += gradient
+        return
+    buffer = leaf.buffer
+    if buffer is None:
+        if not is_array(gradient) and not lazy:  # a Tensor of the level below
+            leaf.grad = gradient
+            return
+        buffer = array_module(gradient).empty(leaf.shape, leaf.dtype)
+    if lazy:
+        gradient.write_to(buffer)
+    else:
+        buffer[...] = gradient
+    leaf.grad = as_tensor(buffer)
+
+
+# --- what users call -------------------------------------------------------------------------------
+
+
+class set_grad_enabled:
+    """Record operations (True) or not (False), inside a `with` block or a decorated function."""
+
+    def __init__(self, mode: bool) -> None:
+        self.mode = mode
+        self._previous: list[bool] = []
+
+    def __enter__(self) -> None:
+        self._previous.append(state.grad_enabled)
+        state.grad_enabled = self.mode
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        state.grad_enabled = self._previous.pop()
+
+    def __call__(self, function: F) -> F:
+        if inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def generator(*args: Any, **kwargs: Any) -> Any:
+                # The mode holds while the generator's own lines run, not while its user's do.
+                iterator = function(*args, **kwargs)
+                while True:
+                    with set_grad_enabled(self.mode):
+                        try:
+                            item = next(iterator)
+                        except StopIteration as stop:
+                            return stop.value
+                    yield item
+
+            return generator  # type: ignore[return-value]
+
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with set_grad_enabled(self.mode):
+                return function(*args, **kwargs)
+
+        return wrapped  # type: ignore[return-value]
+
+
+def no_grad(function: F | None = None) -> Any:
+    """Do not record: `with tt.no_grad():`, `@tt.no_grad()` or `@tt.no_grad`."""
+    return set_grad_enabled(False) if function is None else set_grad_enabled(False)(function)
+
+
+def enable_grad(function: F | None = None) -> Any:
+    """Record again inside a `no_grad` block: context manager and decorator."""
+    return set_grad_enabled(True) if function is None else set_grad_enabled(True)(function)
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations on this thread are being recorded."""
+    return state.grad_enabled
+
+
+def grad(
+    outputs: Any,
+    inputs: Any,
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Any, ...]:
+    """The gradients of `outputs` with respect to `inputs`, as a tuple; nobody's `.grad` is touched.
+
+    `outputs` and `inputs` are a tensor or a sequence of tensors, `grad_outputs` the cotangents of the outputs
+    (left out for scalars). Several outputs are summed over. Raises RuntimeError for an input that no path
+    reaches, unless `allow_unused=True`: its gradient is then None.
+    """
+    from .tensor import CREATE_GRAPH, Tensor, as_tensor, cotangent
+
+    if create_graph:
+        raise RuntimeError(CREATE_GRAPH)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if grad_outputs is None or isinstance(grad_outputs, Tensor):
+        grad_outputs = (grad_outputs,) * len(outputs) if grad_outputs is None else (grad_outputs,)
+    if len(grad_outputs) != len(outputs):
+        raise ValueError(f"grad: {len(grad_outputs)} grad_outputs were given for {len(outputs)} outputs")
+    for position, x in enumerate(inputs):
+        if x.node is None:
+            raise RuntimeError(f"grad: input {position} (shape {x.shape}) does not require a gradient")
+    totals: list[Any] = [None] * len(inputs)
+    for position, (output, gradient) in enumerate(zip(outputs, grad_outputs, strict=True)):
+        if output.node is None:
+            raise RuntimeError(f"grad: output {position} (shape {output.shape}) does not require a gradient")
+        wanted: dict[Node, Any] = {x.node: None for x in inputs}
+        # Outputs may share a graph: only the last walk may free it.
+        keep = bool(retain_graph) or position + 1 < len(outputs)
+        backward(output.node, cotangent("grad", output, gradient), retain_graph=keep, wanted=wanted)
+        for i, x in enumerate(inputs):
+            found = wanted[x.node]
+            if found is not None:
+                totals[i] = found if totals[i] is None else totals[i] + found
+    if not allow_unused:
+        for position, total in enumerate(totals):
+            if total is None:
+                raise RuntimeError(
+                    f"grad: no path leads from the outputs to input {position} (shape {inputs[position].shape}); "
+                    "pass allow_unused=True to get None for it"
+                )
+    return tuple(None if total is None else as_tensor(total) for total in totals)
