@@ -129,7 +129,8 @@ class Node:
     def check_not_freed(self) -> None:
         if self.vjp is FREED:
             raise RuntimeError(
-                f"backward: the graph behind this {self.operation} was already used and freed by an "
+                f"backward: the graph behind this {self.operation} was already used and freed by "
+                "an "
                 "earlier backward; run the forward pass again, or pass retain_graph=True to the "
                 "first backward"
             )
@@ -195,15 +196,18 @@ def _cell_contents(cell: CellType) -> Any:
         return None
 
 
-# --- in-place writes -------------------------------------------------------------------------------
+# --- in-place writes -----------------------------------------------------------------------------
 
 
 class WriteClock:
     """Notices when memory that a gradient needs was written in place.
 
-    Nodes and writes are numbered by one counter. A write leaves its number and address range; a node
-    whose VJP runs after a younger write looks its saved arrays up among those. An array that is still
-    saved cannot have given its address away, so a hit is a real one. Nothing is paid while nobody writes.
+    Nodes and writes are numbered by one counter. A write leaves its number and address range; a
+    node
+    whose VJP runs after a younger write looks its saved arrays up among those. An array that is
+    still
+    saved cannot have given its address away, so a hit is a real one. Nothing is paid while nobody
+    writes.
     """
 
     def __init__(self) -> None:
@@ -224,11 +228,15 @@ class WriteClock:
             if time < node.number:
                 return
             if spans is None:
-                spans = [memory_range(array) for array in node.saved() if not hasattr(array, "node")]
+                spans = [
+                    memory_range(array) for array in node.saved() if not hasattr(array, "node")
+                ]
             if any(low < end and start < high for start, end in spans):
                 raise RuntimeError(
-                    f"backward: an array that {node.operation} {node.shape} needs for its gradient was "
-                    "written in place after it was used; write a new tensor instead (x = x + 1, tt.where, "
+                    f"backward: an array that {node.operation} {node.shape} needs for its "
+                    "gradient was "
+                    "written in place after it was used; write a new tensor instead (x = x + 1, "
+                    "tt.where, "
                     "masked_fill), or take a clone() before the write"
                 )
 
@@ -237,7 +245,7 @@ writes = WriteClock()
 note_write = writes.note
 
 
-# --- the walk --------------------------------------------------------------------------------------
+# --- the walk ------------------------------------------------------------------------------------
 
 
 def fit(gradient: Array, shape: Shape, dtype: DType, operation: str) -> Array:
@@ -258,12 +266,15 @@ def _unbroadcast(gradient: Array, shape: Shape, operation: str) -> Array:
         related = np.broadcast_shapes(given, shape)
     except ValueError:
         raise ValueError(
-            f"{operation}: its VJP returned a gradient of shape {given} for an input of shape {shape}; "
+            f"{operation}: its VJP returned a gradient of shape {given} for an input of shape "
+            f"{shape}; "
             "the two are not related by broadcasting"
         ) from None
     extra = len(given) - len(shape)
     axes = tuple(range(extra)) + tuple(
-        extra + axis for axis, size in enumerate(shape) if extra + axis >= 0 and size == 1 and given[extra + axis] != 1
+        extra + axis
+        for axis, size in enumerate(shape)
+        if extra + axis >= 0 and size == 1 and given[extra + axis] != 1
     )
     if axes:
         gradient = gradient.sum(axis=axes, keepdims=True)
@@ -272,14 +283,17 @@ def _unbroadcast(gradient: Array, shape: Shape, operation: str) -> Array:
     if tuple(gradient.shape) != shape:  # a VJP may return less: a scalar for every element, say
         if related != shape:
             raise ValueError(
-                f"{operation}: its VJP returned a gradient of shape {given} for an input of shape {shape}"
+                f"{operation}: its VJP returned a gradient of shape {given} for an input of shape "
+                f"{shape}"
             )
         gradient = array_module(gradient).broadcast_to(gradient, shape)
     return gradient
 
 
 def count_consumers(root: Node) -> dict[Node, int]:
-    """For each node that `root` was computed from, by how many of the others (with multiplicity)."""
+    """For each node that `root` was computed from, by how many of the others (with
+    multiplicity).
+    """
     counts = {root: 0}
     stack = [root]
     while stack:
@@ -303,8 +317,10 @@ def backward(
 ) -> None:
     """Carry `gradient`, that of `root`'s value, back to everything it was computed from.
 
-    Without `wanted` the gradients are added into the leaves' `.grad`. With it, only nodes on a path to
-    one of its keys are visited, and its values become their gradients (arrays, or Tensors of the level
+    Without `wanted` the gradients are added into the leaves' `.grad`. With it, only nodes on a
+    path to
+    one of its keys are visited, and its values become their gradients (arrays, or Tensors of the
+    level
     below); leaves are left alone.
     """
     root.check_not_freed()
@@ -337,7 +353,8 @@ def backward(
             gradients = node.vjps(_dense(gradient))
             if len(gradients) != len(parents):
                 raise ValueError(
-                    f"{node.operation}: its VJP returned {len(gradients)} gradients for {len(parents)} inputs"
+                    f"{node.operation}: its VJP returned {len(gradients)} gradients for "
+                    f"{len(parents)} inputs"
                 )
         if not retain_graph:
             node.vjp, node.parents = FREED, ()
@@ -395,7 +412,8 @@ def _run_hooks(node: Node, watcher: Watcher, gradient: Array) -> Array:
         if replaced is not None:
             if replaced.shape != node.shape:
                 raise ValueError(
-                    f"register_hook: the hook returned a gradient of shape {tuple(replaced.shape)} for a tensor "
+                    "register_hook: the hook returned a gradient of shape "
+                    f"{tuple(replaced.shape)} for a tensor "
                     f"of shape {node.shape}"
                 )
             gradient = replaced.value
@@ -405,7 +423,9 @@ def _run_hooks(node: Node, watcher: Watcher, gradient: Array) -> Array:
 
 
 def accumulate(leaf: Leaf, gradient: Any) -> None:
-    """Add `gradient` into the leaf's `.grad`; the first one after `zero_grad()` is written, not added."""
+    """Add `gradient` into the leaf's `.grad`; the first one after `zero_grad()` is written, not
+    added.
+    """
     from .tensor import as_tensor
 
     lazy = hasattr(gradient, "write_to")
@@ -429,7 +449,7 @@ def accumulate(leaf: Leaf, gradient: Any) -> None:
     leaf.grad = as_tensor(buffer)
 
 
-# --- what users call -------------------------------------------------------------------------------
+# --- what users call -----------------------------------------------------------------------------
 
 
 class set_grad_enabled:
@@ -444,7 +464,10 @@ class set_grad_enabled:
         state.grad_enabled = self.mode
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         state.grad_enabled = self._previous.pop()
 
@@ -498,8 +521,10 @@ def grad(
 ) -> tuple[Any, ...]:
     """The gradients of `outputs` with respect to `inputs`, as a tuple; nobody's `.grad` is touched.
 
-    `outputs` and `inputs` are a tensor or a sequence of tensors, `grad_outputs` the cotangents of the outputs
-    (left out for scalars). Several outputs are summed over. Raises RuntimeError for an input that no path
+    `outputs` and `inputs` are a tensor or a sequence of tensors, `grad_outputs` the cotangents of
+    the outputs
+    (left out for scalars). Several outputs are summed over. Raises RuntimeError for an input that
+    no path
     reaches, unless `allow_unused=True`: its gradient is then None.
     """
     from .tensor import CREATE_GRAPH, Tensor, as_tensor, cotangent
@@ -511,14 +536,20 @@ def grad(
     if grad_outputs is None or isinstance(grad_outputs, Tensor):
         grad_outputs = (grad_outputs,) * len(outputs) if grad_outputs is None else (grad_outputs,)
     if len(grad_outputs) != len(outputs):
-        raise ValueError(f"grad: {len(grad_outputs)} grad_outputs were given for {len(outputs)} outputs")
+        raise ValueError(
+            f"grad: {len(grad_outputs)} grad_outputs were given for {len(outputs)} outputs"
+        )
     for position, x in enumerate(inputs):
         if x.node is None:
-            raise RuntimeError(f"grad: input {position} (shape {x.shape}) does not require a gradient")
+            raise RuntimeError(
+                f"grad: input {position} (shape {x.shape}) does not require a gradient"
+            )
     totals: list[Any] = [None] * len(inputs)
     for position, (output, gradient) in enumerate(zip(outputs, grad_outputs, strict=True)):
         if output.node is None:
-            raise RuntimeError(f"grad: output {position} (shape {output.shape}) does not require a gradient")
+            raise RuntimeError(
+                f"grad: output {position} (shape {output.shape}) does not require a gradient"
+            )
         wanted: dict[Node, Any] = {x.node: None for x in inputs}
         # Outputs may share a graph: only the last walk may free it.
         keep = bool(retain_graph) or position + 1 < len(outputs)
@@ -531,7 +562,8 @@ def grad(
         for position, total in enumerate(totals):
             if total is None:
                 raise RuntimeError(
-                    f"grad: no path leads from the outputs to input {position} (shape {inputs[position].shape}); "
+                    f"grad: no path leads from the outputs to input {position} (shape "
+                    f"{inputs[position].shape}); "
                     "pass allow_unused=True to get None for it"
                 )
     return tuple(None if total is None else as_tensor(total) for total in totals)

@@ -33,14 +33,17 @@ def register_array_type(kind: type, module: Any) -> None:
 
 
 def is_array(x: object) -> bool:
-    """Whether `x` is an array of a registered module (a Tensor counts, a Python scalar does not)."""
+    """Whether `x` is an array of a registered module (a Tensor counts, a Python scalar does
+    not).
+    """
     return type(x) in _modules or isinstance(x, np.generic)
 
 
 def array_module(*arrays: Any) -> Any:
     """The module whose functions compute on `arrays`: `numpy`, `cupy`, or the engine's own.
 
-    Python scalars, None and NumPy arrays do not decide; the first argument that is something else does.
+    Python scalars, None and NumPy arrays do not decide; the first argument that is something else
+    does.
     """
     for array in arrays:
         kind = type(array)
@@ -55,7 +58,8 @@ def cupy() -> ModuleType:
     """CuPy, imported on first use; a sentence that says what is missing where it cannot be."""
     if importlib.util.find_spec("cupy") is None:
         raise RuntimeError(
-            "device 'cuda' needs CuPy, which is not installed: pip install 'tinytensor-gpt[cuda13]' "
+            "device 'cuda' needs CuPy, which is not installed: pip install "
+            "'tinytensor-gpt[cuda13]' "
             "(or [cuda12] for a CUDA 12 driver)"
         )
     module = importlib.import_module("cupy")
@@ -74,14 +78,15 @@ def cuda_device_count() -> int:
 
 
 class device:
-    """Where an array lives: `device("cpu")`, `device("cuda")`, `device("cuda", 1)` or `"cuda:1"`."""
+    """Where an array lives: `device("cpu")`, `device("cuda")` or, a numbered one, `"cuda:1"`."""
 
     __slots__ = ("index", "type")
 
+    type: str
+    index: int | None
+
     def __init__(self, type: str | device, index: int | None = None) -> None:
-        if isinstance(type, device):
-            type, index = type.type, type.index
-        name, _, number = type.partition(":")
+        name, _, number = str(type).partition(":")  # str(device("cuda", 1)) is "cuda:1"
         if name == "auto":
             name = "cuda" if cuda_device_count() else "cpu"
         if name not in ("cpu", "cuda") or (number and not number.isdigit()):

@@ -9,7 +9,8 @@ there. Nesting transforms therefore nests derivatives, with nothing added to any
     hvp(f, x, v)            one product with the Hessian
     jacobian(f), hessian(f) the whole matrices
 
-Names and signatures follow `torch.func` (and `torch.autograd.functional.hvp`). Inputs and outputs may
+Names and signatures follow `torch.func` (and `torch.autograd.functional.hvp`). Inputs and outputs
+may
 be nested dicts, lists and tuples of tensors.
 """
 
@@ -27,14 +28,14 @@ from .backend import array_module, is_floating
 from .tensor import Tensor, as_tensor
 
 if TYPE_CHECKING:
-    from .nn import Module
+    from .nn.module import Module
 
 Tree = Any  # a tensor, or a dict, list or tuple of trees
 
 _levels = itertools.count(2)  # level 1 is ordinary recording; every transform takes a new one
 
 
-# --- trees -----------------------------------------------------------------------------------------
+# --- trees ---------------------------------------------------------------------------------------
 
 
 def tree_leaves(tree: Tree) -> list[Any]:
@@ -49,12 +50,17 @@ def tree_leaves(tree: Tree) -> list[Any]:
 def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """`function` applied to the corresponding leaves of trees of the same structure."""
     if isinstance(tree, dict):
-        return {key: tree_map(function, tree[key], *(other[key] for other in others)) for key in tree}
+        return {
+            key: tree_map(function, tree[key], *(other[key] for other in others)) for key in tree
+        }
     if isinstance(tree, list | tuple):
         if any(len(other) != len(tree) for other in others):
-            raise ValueError(f"trees differ: {len(tree)} branches against {[len(o) for o in others]}")
+            raise ValueError(
+                f"trees differ: {len(tree)} branches against {[len(o) for o in others]}"
+            )
         branches = [
-            tree_map(function, branch, *(other[i] for other in others)) for i, branch in enumerate(tree)
+            tree_map(function, branch, *(other[i] for other in others))
+            for i, branch in enumerate(tree)
         ]
         if hasattr(tree, "_fields"):
             return type(tree)(*branches)
@@ -62,15 +68,20 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return function(tree, *others)
 
 
-# --- levels ----------------------------------------------------------------------------------------
+# --- levels --------------------------------------------------------------------------------------
 
 
 def _lift(x: Any, level: int) -> Tensor:
     """`x` as an input of the function being differentiated at `level`."""
     if not isinstance(x, Tensor):
-        x = as_tensor(np.asarray(x, dtype=None if hasattr(x, "dtype") else np.result_type(x, np.float32)))
+        x = as_tensor(
+            np.asarray(x, dtype=None if hasattr(x, "dtype") else np.result_type(x, np.float32))
+        )
     if not is_floating(x.dtype):
-        raise TypeError(f"tt.func: cannot differentiate with respect to a {x.dtype} tensor; use a floating dtype")
+        raise TypeError(
+            f"tt.func: cannot differentiate with respect to a {x.dtype} tensor; use a floating "
+            "dtype"
+        )
     return as_tensor(x.value if x.node is None else x, Leaf(x.shape, x.dtype, level))
 
 
@@ -89,13 +100,14 @@ def _ones_like(x: Tensor) -> Tensor:
     return as_tensor(array_module(x.array).ones_like(x.array))
 
 
-# --- transforms ------------------------------------------------------------------------------------
+# --- transforms ----------------------------------------------------------------------------------
 
 
 def vjp(function: Callable[..., Tree], *primals: Tree, has_aux: bool = False) -> tuple[Any, ...]:
     """`(output, pullback)` of `function` at `primals`, or `(output, pullback, aux)`.
 
-    `pullback(cotangent)`, with a cotangent of the output's structure and shapes, returns one gradient per primal:
+    `pullback(cotangent)`, with a cotangent of the output's structure and shapes, returns one
+    gradient per primal:
     cotangentᵀ · Jacobian. It may be called any number of times.
     """
     level = next(_levels)
@@ -123,7 +135,8 @@ def vjp(function: Callable[..., Tree], *primals: Tree, has_aux: bool = False) ->
             given = given if isinstance(given, Tensor) else as_tensor(np.asarray(given, leaf.dtype))
             if tuple(given.shape) != tuple(leaf.shape):
                 raise ValueError(
-                    f"pullback: the cotangent has shape {given.shape} but the output has shape {leaf.shape}"
+                    f"pullback: the cotangent has shape {given.shape} but the output has shape "
+                    f"{leaf.shape}"
                 )
             if leaf.node is None or leaf.node.level != level:
                 return  # this output does not depend on the primals
@@ -154,14 +167,17 @@ def value_and_grad(
 ) -> Callable[..., Any]:
     """A function that returns `(function(...), gradient)`; `function` must return a scalar tensor.
 
-    `argnums` says with respect to which positional arguments. With `has_aux=True` the function returns
+    `argnums` says with respect to which positional arguments. With `has_aux=True` the function
+    returns
     `(scalar, anything)` and the result is `((scalar, anything), gradient)`.
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         numbers = (argnums,) if isinstance(argnums, int) else argnums
         if any(not -len(args) <= n < len(args) for n in numbers):
-            raise ValueError(f"grad: argnums={argnums} but only {len(args)} positional arguments were given")
+            raise ValueError(
+                f"grad: argnums={argnums} but only {len(args)} positional arguments were given"
+            )
         numbers = tuple(n % len(args) for n in numbers)
 
         def of_chosen(*chosen: Any) -> Any:
@@ -173,7 +189,9 @@ def value_and_grad(
         output, pullback, *aux = vjp(of_chosen, *(args[n] for n in numbers), has_aux=has_aux)
         if not isinstance(output, Tensor) or output.array.size != 1:
             shape = output.shape if isinstance(output, Tensor) else type(output).__name__
-            raise RuntimeError(f"grad: the function must return a tensor of one element, not {shape}")
+            raise RuntimeError(
+                f"grad: the function must return a tensor of one element, not {shape}"
+            )
         gradients = pullback(_ones_like(output))
         gradient = gradients[0] if isinstance(argnums, int) else gradients
         return ((output, aux[0]) if has_aux else output), gradient
@@ -194,11 +212,15 @@ def grad(
     return wrapped
 
 
-def jvp(function: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]) -> tuple[Tree, Tree]:
+def jvp(
+    function: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tuple[Tree, ...]
+) -> tuple[Tree, Tree]:
     """`(output, Jacobian · tangents)` of `function` at `primals`.
 
-    The pullback is linear in its cotangent u: g(u) = Jᵀu. Its own pullback is therefore v -> Jv, which needs no
-    forward-mode rule in any operation (J. Townsend, "A new trick for calculating Jacobian vector products", 2017).
+    The pullback is linear in its cotangent u: g(u) = Jᵀu. Its own pullback is therefore v -> Jv,
+    which needs no
+    forward-mode rule in any operation (J. Townsend, "A new trick for calculating Jacobian vector
+    products", 2017).
     """
     _same_structure("jvp", primals, tangents)
     output, pullback = vjp(function, *primals)
@@ -210,7 +232,8 @@ def jvp(function: Callable[..., Tree], primals: tuple[Tree, ...], tangents: tupl
 def hvp(function: Callable[..., Tensor], inputs: Tree, v: Tree) -> tuple[Tensor, Tree]:
     """`(output, Hessian · v)` of a scalar function at `inputs`: the gradient of (gradient · v).
 
-    `inputs` and `v` are a tensor each, or tuples of as many as the function takes (`torch.autograd.functional`),
+    `inputs` and `v` are a tensor each, or tuples of as many as the function takes
+    (`torch.autograd.functional`),
     each of which may be a tree. Costs about as much as two gradients.
     """
     single = not isinstance(inputs, tuple)
@@ -222,7 +245,7 @@ def hvp(function: Callable[..., Tensor], inputs: Tree, v: Tree) -> tuple[Tensor,
         output, gradients = value_and_grad(function, tuple(range(len(xs))))(*xs)
         terms = tree_leaves(tree_map(lambda g, d: (g * d).sum(), gradients, tuple(directions)))
         outputs.append(output)
-        total = terms[0]
+        total: Tensor = terms[0]
         for term in terms[1:]:
             total = total + term
         return total
@@ -233,21 +256,24 @@ def hvp(function: Callable[..., Tensor], inputs: Tree, v: Tree) -> tuple[Tensor,
 
 
 def jacobian(function: Callable[..., Tensor], argnums: int = 0) -> Callable[..., Tensor]:
-    """The Jacobian of `function` with respect to argument `argnums`: shape `output.shape + input.shape`.
+    """The Jacobian of `function` with respect to argument `argnums`, row by row.
 
-    One pullback per element of the output.
+    Its shape is `output.shape + input.shape`.
     """
 
     def wrapped(*args: Any) -> Tensor:
         def of_chosen(x: Tensor) -> Tensor:
-            return function(*args[:argnums], x, *args[argnums + 1 :])  # type: ignore[no-any-return]
+            return function(*args[:argnums], x, *args[argnums + 1 :])
 
         output, pullback = vjp(of_chosen, args[argnums])
         xp = array_module(output.array)
         basis = xp.eye(output.array.size, dtype=output.dtype)
         rows = [pullback(as_tensor(row.reshape(output.shape)))[0] for row in basis]
-        stacked = array_module(rows[0]).stack(rows) if rows else _zeros_like(args[argnums])[None][:0]
-        return stacked.reshape(tuple(output.shape) + tuple(rows[0].shape if rows else args[argnums].shape))  # type: ignore[no-any-return]
+        shape = (*output.shape, *args[argnums].shape)
+        if not rows:
+            return as_tensor(xp.zeros(shape, output.dtype))
+        matrix: Tensor = array_module(rows[0]).stack(rows).reshape(shape)
+        return matrix
 
     return wrapped
 
@@ -265,15 +291,22 @@ def _same_structure(name: str, primals: Tree, tangents: Tree) -> None:
         if tuple(np.shape(x) if not isinstance(x, Tensor) else x.shape) != tuple(
             np.shape(v) if not isinstance(v, Tensor) else v.shape
         ):
-            raise ValueError(f"{name}: an input of shape {x.shape} was given a direction of shape {v.shape}")
+            raise ValueError(
+                f"{name}: an input of shape {x.shape} was given a direction of shape {v.shape}"
+            )
 
     tree_map(check, tuple(primals), tuple(tangents))
 
 
 def functional_call(
-    module: Module, parameters: dict[str, Tensor], args: Any = (), kwargs: dict[str, Any] | None = None
+    module: Module,
+    parameters: dict[str, Tensor],
+    args: Any = (),
+    kwargs: dict[str, Any] | None = None,
 ) -> Any:
-    """`module(*args, **kwargs)` with the named parameters and buffers replaced by `parameters`, for this call only."""
+    """`module(*args, **kwargs)` with the named parameters and buffers replaced by `parameters`,
+    for this call only.
+    """
     with module.replaced(parameters):
         args = args if isinstance(args, tuple) else (args,)
         return module(*args, **(kwargs or {}))

@@ -43,7 +43,8 @@ from .backend import (
 class Tensor:
     """An array with a memory of how it was made.
 
-    `Tensor(data)` makes a float32 constant, as in PyTorch; `tt.tensor(data)` keeps the data's own type.
+    `Tensor(data)` makes a float32 constant, as in PyTorch; `tt.tensor(data)` keeps the data's own
+    type.
     Methods and semantics are PyTorch's; `value` is the array inside.
     """
 
@@ -137,7 +138,8 @@ class Tensor:
             self.node.shape, self.node.dtype = value.shape, value.dtype
         elif self.node is not None:
             raise RuntimeError(
-                "data: this tensor was computed from others; assign to a leaf, or to the variable itself"
+                "data: this tensor was computed from others; assign to a leaf, or to the variable "
+                "itself"
             )
         self.value = value
 
@@ -160,13 +162,15 @@ class Tensor:
         if not requires_grad:
             if self.node is not None and not isinstance(self.node, Leaf):
                 raise RuntimeError(
-                    "requires_grad_: only leaf tensors can stop requiring a gradient; use x.detach()"
+                    "requires_grad_: only leaf tensors can stop requiring a gradient; use "
+                    "x.detach()"
                 )
             self.node = None
         elif self.node is None:
             if not is_floating(self.dtype):
                 raise TypeError(
-                    f"requires_grad: a {self.dtype} tensor cannot have a gradient; only floating-point "
+                    f"requires_grad: a {self.dtype} tensor cannot have a gradient; only "
+                    "floating-point "
                     "tensors can (x.float() makes one)"
                 )
             self.node = Leaf(self.shape, self.dtype)
@@ -186,13 +190,17 @@ class Tensor:
         """The gradient that backward passes have added up, or None."""
         if isinstance(self.node, Leaf):
             return self.node.grad  # type: ignore[no-any-return]
-        return None if self.node is None or self.node.watcher is None else self.node.watcher.gradient
+        return (
+            None if self.node is None or self.node.watcher is None else self.node.watcher.gradient
+        )
 
     @grad.setter
     def grad(self, gradient: Tensor | None) -> None:
         if self.node is None:
             if gradient is not None:
-                raise RuntimeError("grad: this tensor does not require a gradient; call requires_grad_() first")
+                raise RuntimeError(
+                    "grad: this tensor does not require a gradient; call requires_grad_() first"
+                )
         elif not isinstance(self.node, Leaf):
             raise RuntimeError("grad: only a leaf's gradient can be assigned")
         elif gradient is None:
@@ -200,7 +208,8 @@ class Tensor:
         else:
             if gradient.shape != self.shape or gradient.dtype != self.dtype:
                 raise ValueError(
-                    f"grad: expected shape {self.shape} and dtype {self.dtype}, got {gradient.shape} "
+                    f"grad: expected shape {self.shape} and dtype {self.dtype}, got "
+                    f"{gradient.shape} "
                     f"and {gradient.dtype}"
                 )
             self.node.grad = gradient.detach()
@@ -213,7 +222,9 @@ class Tensor:
             self._watcher().retains = True
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-        """Call `hook(gradient)` whenever this tensor's gradient is computed; it may return another one."""
+        """Call `hook(gradient)` whenever this tensor's gradient is computed; it may return another
+        one.
+        """
         if self.node is None:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
         hooks = self._watcher().hooks
@@ -229,7 +240,9 @@ class Tensor:
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
         """Call `hook(tensor)` as soon as a backward pass has added this leaf's last gradient."""
         if not isinstance(self.node, Leaf):
-            raise RuntimeError("register_post_accumulate_grad_hook: only a leaf that requires a gradient has one")
+            raise RuntimeError(
+                "register_post_accumulate_grad_hook: only a leaf that requires a gradient has one"
+            )
         self.node.ready_hooks = hooks = self.node.ready_hooks or []
         call = _WeakCall(hook, self)
         hooks.append(call)
@@ -238,31 +251,40 @@ class Tensor:
     def backward(
         self, gradient: Tensor | None = None, retain_graph: bool = False, create_graph: bool = False
     ) -> None:
-        """Add the gradient of this tensor with respect to every leaf it was computed from to the leaf's `.grad`.
+        """Add the gradient of this tensor with respect to every leaf it was computed from to the
+        leaf's `.grad`.
 
-        `gradient` is the gradient of some scalar with respect to this tensor (same shape); it may be left out
-        when this tensor has one element. Raises RuntimeError on a graph that was freed by an earlier
+        `gradient` is the gradient of some scalar with respect to this tensor (same shape); it may
+        be left out
+        when this tensor has one element. Raises RuntimeError on a graph that was freed by an
+        earlier
         backward, or on a tensor with nothing behind it that requires a gradient.
         """
         if create_graph:
             raise RuntimeError(CREATE_GRAPH)
         if self.node is None:
             raise RuntimeError(
-                "backward: nothing to differentiate: no tensor with requires_grad=True led to this one "
+                "backward: nothing to differentiate: no tensor with requires_grad=True led to "
+                "this one "
                 "(or it was computed under no_grad)"
             )
-        autograd.backward(self.node, cotangent("backward", self, gradient), retain_graph=retain_graph)
+        autograd.backward(
+            self.node, cotangent("backward", self, gradient), retain_graph=retain_graph
+        )
 
     def __reduce__(self) -> Any:
-        # copy.copy and copy.deepcopy come through here; a leaf stays a leaf, a gradient is not carried over.
+        # copy.copy and copy.deepcopy come through here; a leaf stays a leaf, a gradient is not
+        # carried over.
         if not self.is_leaf:
             raise RuntimeError("copy: only leaf tensors can be copied; use x.detach() or x.clone()")
         return _rebuild, (type(self), self.array, self.requires_grad)
 
 
 CREATE_GRAPH = (
-    "create_graph=True is not offered: the graph holds arrays, not tensors. Write the expression as a "
-    "function and nest transforms instead: tt.func.grad(tt.func.grad(f)), tt.func.hvp, tt.func.hessian"
+    "create_graph=True is not offered: the graph holds arrays, not tensors. Write the expression "
+    "as a "
+    "function and nest transforms instead: tt.func.grad(tt.func.grad(f)), tt.func.hvp, "
+    "tt.func.hessian"
 )
 
 
@@ -298,7 +320,9 @@ class RemovableHandle:
 
 
 def as_tensor(value: Array, node: Node | None = None) -> Tensor:
-    """A Tensor around `value` without a copy; a value that is a constant Tensor already is returned as it is."""
+    """A Tensor around `value` without a copy; a value that is a constant Tensor already is
+    returned as it is.
+    """
     if node is None and isinstance(value, Tensor):
         return value
     if type(value) is not np.ndarray and isinstance(value, np.generic | bool | int | float):
@@ -316,13 +340,16 @@ def cotangent(caller: str, output: Tensor, gradient: Tensor | None) -> Array:
     if gradient is None:
         if output.array.size != 1:
             raise RuntimeError(
-                f"{caller}: the tensor has shape {output.shape}; without a gradient argument only a tensor of one "
-                "element can be differentiated (take a .sum() or .mean(), or pass gradient= of that shape)"
+                f"{caller}: the tensor has shape {output.shape}; without a gradient argument only "
+                "a tensor of one "
+                "element can be differentiated (take a .sum() or .mean(), or pass gradient= of "
+                "that shape)"
             )
         return array_module(output.value).ones_like(output.value)
     if tuple(gradient.shape) != tuple(output.shape):
         raise ValueError(
-            f"{caller}: the gradient has shape {tuple(gradient.shape)} but the tensor has shape {output.shape}"
+            f"{caller}: the gradient has shape {tuple(gradient.shape)} but the tensor has shape "
+            f"{output.shape}"
         )
     value = gradient.value if isinstance(gradient, Tensor) and gradient.node is None else gradient
     return value if value.dtype == output.dtype else value.astype(output.dtype)
@@ -333,7 +360,7 @@ def stop_gradient(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
 
 
-# --- operations ------------------------------------------------------------------------------------
+# --- operations ----------------------------------------------------------------------------------
 
 OPERATIONS: dict[str, Operation] = {}  # every operation by name: the tests' table must cover it
 _RENAMED = {"dim": "axis", "keepdim": "keepdims"}
@@ -346,11 +373,14 @@ class Operation:
     Python scalars or None. The others are options and are passed on untouched.
 
     - `reference`: the body itself, on arrays.
-    - `register(array_type)`: decorator that adds a fast implementation with the same contract for that type
+    - `register(array_type)`: decorator that adds a fast implementation with the same contract for
+    that type
       of array. It may return NotImplemented to decline; the reference runs then.
     """
 
-    def __init__(self, body: Callable[..., Any], promote: bool | tuple[str, ...], floating: bool) -> None:
+    def __init__(
+        self, body: Callable[..., Any], promote: bool | tuple[str, ...], floating: bool
+    ) -> None:
         self.reference = body
         self.promote = bool(promote) or floating
         self.floating = floating
@@ -362,7 +392,9 @@ class Operation:
         )
         self._count = len(self.inputs)
         # Which inputs take part in promotion; None for all.
-        self._promoted = [self.inputs.index(name) for name in promote] if isinstance(promote, tuple) else None
+        self._promoted = (
+            [self.inputs.index(name) for name in promote] if isinstance(promote, tuple) else None
+        )
         functools.update_wrapper(self, body)
         self.__name__: str = body.__name__
 
@@ -391,7 +423,8 @@ class Operation:
                 missing = ", ".join(self.inputs[len(inputs) :])
                 raise TypeError(f"{self.__name__}: missing {missing}")
 
-        # What the body sees of each input, and the level to record: the highest among the inputs' nodes.
+        # What the body sees of each input, and the level to record: the highest among the inputs'
+        # nodes.
         level = 0
         found = False
         values: list[Any] = []
@@ -414,7 +447,9 @@ class Operation:
                 values, level = _open(inputs, 0), 0
             elif level > 1:
                 values = _open(inputs, level)
-                parents = [node if node is not None and node.level == level else None for node in parents]
+                parents = [
+                    node if node is not None and node.level == level else None for node in parents
+                ]
         if self.promote:
             if self._promoted is None:
                 values = promote_types(values, self.floating)
@@ -446,7 +481,9 @@ class Operation:
         return tensor
 
     def compute(self, values: Sequence[Any], options: dict[str, Any]) -> tuple[Any, Any]:
-        """`(output, vjp)` on arrays: by the implementation registered for their type, else by the reference."""
+        """`(output, vjp)` on arrays: by the implementation registered for their type, else by the
+        reference.
+        """
         try:
             return self._run(values, options, 0)
         except (ValueError, TypeError) as error:
@@ -467,10 +504,13 @@ class Operation:
                     return result  # type: ignore[no-any-return]
         return self.reference(*values, **options)  # type: ignore[no-any-return]
 
-    def _either(self, fast: Any, values: Sequence[Any], options: dict[str, Any]) -> Callable[[Any], Any]:
+    def _either(
+        self, fast: Any, values: Sequence[Any], options: dict[str, Any]
+    ) -> Callable[[Any], Any]:
         """A fast VJP for gradients that are arrays, and the reference's for those that are Tensors.
 
-        Inside a transform the gradient may itself be under differentiation, and only references take that.
+        Inside a transform the gradient may itself be under differentiation, and only references
+        take that.
         """
 
         def vjp(dy: Any) -> Any:
@@ -479,8 +519,12 @@ class Operation:
 
         return vjp
 
-    def _arrange(self, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """PyTorch's `dim`/`keepdim` become `axis`/`keepdims`; inputs given by name move to their places."""
+    def _arrange(
+        self, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """PyTorch's `dim`/`keepdim` become `axis`/`keepdims`; inputs given by name move to their
+        places.
+        """
         for torch_name, name in _RENAMED.items():
             if torch_name in options:
                 options[name] = options.pop(torch_name)
@@ -496,7 +540,9 @@ class Operation:
 
 
 def _pruned(name: str, vjp: tuple[Any, ...], parents: list[Node | None]) -> tuple[Any, ...]:
-    """`vjp` without the functions of inputs that need no gradient: with them goes what only they kept."""
+    """`vjp` without the functions of inputs that need no gradient: with them goes what only they
+    kept.
+    """
     if len(vjp) == len(parents) == 2:  # most operations have two inputs, and this runs in every one
         if parents[0] is None:
             return None, vjp[1]
@@ -509,21 +555,33 @@ def _pruned(name: str, vjp: tuple[Any, ...], parents: list[Node | None]) -> tupl
 @overload
 def op(body: Callable[..., Any]) -> Operation: ...
 @overload
-def op(*, promote: bool | tuple[str, ...] = ..., floating: bool = ...) -> Callable[[Callable[..., Any]], Operation]: ...
+def op(
+    *, promote: bool | tuple[str, ...] = ..., floating: bool = ...
+) -> Callable[[Callable[..., Any]], Operation]: ...
 
 
 def op(
-    body: Callable[..., Any] | None = None, *, promote: bool | tuple[str, ...] = False, floating: bool = False
+    body: Callable[..., Any] | None = None,
+    *,
+    promote: bool | tuple[str, ...] = False,
+    floating: bool = False,
 ) -> Any:
     """Make a function on arrays that returns `(output, vjp)` a differentiable operation on tensors.
 
-    `vjp` is a tuple with one function per input (None for an input that has no gradient), or one function
-    that returns a tuple, or None when the output carries no gradient. With `promote=True` the inputs (or, as
-    a tuple of names, those inputs) are first brought to a common dtype by PyTorch's rules; with `floating=True` integers become float32 too.
+    `vjp` is a tuple with one function per input (None for an input that has no gradient), or one
+    function
+    that returns a tuple, or None when the output carries no gradient. With `promote=True` the
+    inputs (or, as
+    a tuple of names, those inputs) are first brought to a common dtype by PyTorch's rules; with
+    `floating=True` integers become float32 too.
     Broadcasting needs no thought: each gradient is summed back to its input's shape.
     """
     if body is None:
-        return lambda function: op(function, promote=promote, floating=floating)
+        return functools.partial(_define, promote=promote, floating=floating)
+    return _define(body, promote, floating)
+
+
+def _define(body: Callable[..., Any], promote: bool | tuple[str, ...], floating: bool) -> Operation:
     operation = Operation(body, promote, floating)
     OPERATIONS[operation.__name__] = operation
     return operation
@@ -541,9 +599,11 @@ def reference_ops() -> Iterator[None]:
 
 
 def _open(inputs: Sequence[Any], level: int) -> list[Any]:
-    """What a body sees when `level` is recorded: values of that level, constants stripped to arrays.
+    """What a body sees when `level` is recorded: values of that level, constants stripped to
+    arrays.
 
-    If a Tensor of a lower level remains among them, arrays are wrapped too, so that a body never mixes both.
+    If a Tensor of a lower level remains among them, arrays are wrapped too, so that a body never
+    mixes both.
     """
     values = []
     mixed = False
@@ -561,7 +621,7 @@ def _open(inputs: Sequence[Any], level: int) -> list[Any]:
     return values
 
 
-# --- dtypes ----------------------------------------------------------------------------------------
+# --- dtypes --------------------------------------------------------------------------------------
 
 
 def _category(dtype: DType) -> int:
@@ -576,15 +636,16 @@ _SCALAR_CATEGORY = {bool: 0, int: 1, float: 2}
 def promote_types(values: list[Any], floating: bool = False) -> list[Any]:
     """Bring `values` to one dtype by PyTorch's rules.
 
-    A tensor with axes outranks one without, and that a Python scalar, unless the lower one is of a higher
+    A tensor with axes outranks one without, and that a Python scalar, unless the lower one is of a
+    higher
     category (bool < integer < floating). A floating scalar turns an integer tensor into float32.
     """
-    if len(values) == 2:  # the usual cases, first: two arrays of one dtype, or a floating one and a number
+    if len(values) == 2:
+        # The usual cases, first: two arrays of one dtype, or a floating one and a number.
         a, b = values
-        if type(a) is np.ndarray and (
-            a.dtype is b.dtype if type(b) is np.ndarray else type(b) is float or type(b) is int
-        ):
-            if a.dtype.kind == "f":
+        if type(a) is np.ndarray and a.dtype.kind == "f":
+            kind = type(b)
+            if a.dtype is b.dtype if kind is np.ndarray else kind is float or kind is int:
                 return values
     first: DType | None = None
     agree = True
@@ -620,7 +681,9 @@ def _cast(value: Any, dtype: DType) -> Any:
 
 
 def result_type(*values: Any) -> DType:
-    """The dtype that PyTorch's promotion gives to these tensors, arrays and Python scalars together."""
+    """The dtype that PyTorch's promotion gives to these tensors, arrays and Python scalars
+    together.
+    """
     ranked: list[list[DType]] = [[], [], []]  # with axes, without axes, Python scalars
     for v in values:
         if isinstance(v, bool | int | float) or v is None:
@@ -651,7 +714,7 @@ def _join(a: DType, b: DType) -> DType:
     return np.promote_types(a, b)
 
 
-# --- errors ----------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 def explain_mismatch(name: str, values: Sequence[Any], error: Exception) -> None:
@@ -660,7 +723,9 @@ def explain_mismatch(name: str, values: Sequence[Any], error: Exception) -> None
     kinds = {type(v) for v in arrays if not isinstance(v, np.generic)}
     if len(kinds) > 1 and Tensor not in kinds:
         places = " and ".join(sorted({_place(v) for v in arrays}))
-        raise RuntimeError(f"{name}: tensors on {places} cannot be mixed; move them with .to(device)") from None
+        raise RuntimeError(
+            f"{name}: tensors on {places} cannot be mixed; move them with .to(device)"
+        ) from None
     if isinstance(error, ValueError) and "broadcast" in str(error) and len(arrays) > 1:
         shapes = " and ".join(str(tuple(v.shape)) for v in arrays)
         raise ValueError(f"{name}: shapes {shapes} do not broadcast together") from None
