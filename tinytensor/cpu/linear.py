@@ -1,0 +1,153 @@
+"""Matrix products whose results land where they are needed, and gradients of table rows.
+
+`linear` writes into pooled arrays; its weight gradient is an object that multiplies itself into the
+parameter's gradient buffer. An embedding's gradient is one small product over the distinct ids.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Shape
+from ..backend import Array, DType
+from ..ops.linalg import linear
+from ..ops.network import check_range, embedding
+from .pool import empty
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class ProductGradient:
+    """The gradient aᵀ b of a weight, for a (N, out) and b (N, in), multiplied where it is
+    wanted.
+    """
+
+    __slots__ = ("a", "b", "dtype", "shape")
+
+    def __init__(self, a: Array, b: Array) -> None:
+        self.a, self.b = a, b
+        self.shape: Shape = (a.shape[1], b.shape[1])
+        self.dtype: DType = a.dtype
+
+    def write_to(self, buffer: Array) -> None:
+        np.matmul(self.a.T, self.b, out=buffer)
+
+    def add_to(self, buffer: Array) -> None:
+        np.add(buffer, self.dense(), out=buffer)
+
+    def dense(self) -> Array:
+        out = empty(self.shape, self.dtype)
+        self.write_to(out)
+        return out
+
+
+@linear.register(np.ndarray)
+def fast_linear(x: Array, weight: Array, bias: Array) -> Any:
+    """y = x Wᵀ + b with the leading axes of x as one axis of rows."""
+    if not (
+        type(weight) is np.ndarray
+        and x.dtype == weight.dtype
+        and x.dtype in FLOATS
+        and x.ndim > 1
+        and weight.ndim == 2
+        and x.shape[-1] == weight.shape[1]
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype))
+    ):
+        return NotImplemented
+    shape = x.shape
+    features, inputs = weight.shape
+    rows = x.reshape(-1, inputs)
+    y = empty((len(rows), features), x.dtype)
+    np.matmul(rows, weight.T, out=y)
+    if bias is not None:
+        np.add(y, bias, out=y)
+
+    def dx(dy: Array) -> Array:
+        out = empty(rows.shape, dy.dtype)
+        np.matmul(dy.reshape(-1, features), weight, out=out)
+        return out.reshape(shape)
+
+    def dweight(dy: Array) -> ProductGradient:
+        return ProductGradient(dy.reshape(-1, features), rows)
+
+    def dbias(dy: Array) -> Array:
+        return column_sums(dy.reshape(-1, features))
+
+    return y.reshape(*shape[:-1], features), (dx, dweight, dbias)
+
+
+def column_sums(x: Array) -> Array:
+    """Σ over rows, as the product of a row of ones with x (N, C): BLAS adds faster than np.sum
+    does.
+    """
+    return np.ones(len(x), x.dtype) @ x
+
+
+class RowsGradient:
+    """The gradient of a table whose rows `ids` were looked up: dy (N, C) added to those rows.
+
+    Equal ids are summed first, as the product of a (distinct, N) matrix of zeros and ones with dy,
+    or by
+    sorting where that matrix would be large; each distinct row is then written once.
+    """
+
+    __slots__ = ("dtype", "dy", "ids", "shape")
+
+    def __init__(self, ids: Array, dy: Array, shape: Shape) -> None:
+        self.ids, self.dy, self.shape = ids, dy, shape
+        self.dtype: DType = dy.dtype
+
+    def _summed(self) -> tuple[Array, Array]:
+        if len(self.ids) == 1:
+            return self.ids, self.dy
+        distinct, which = np.unique(self.ids, return_inverse=True)
+        if len(distinct) == len(self.ids):
+            return self.ids, self.dy
+        if len(distinct) * len(self.ids) <= 1 << 20:
+            chosen = np.zeros((len(distinct), len(self.ids)), self.dtype)
+            chosen[which, np.arange(len(self.ids))] = 1
+            return distinct, chosen @ self.dy
+        order = np.argsort(which, kind="stable")
+        starts = np.searchsorted(which[order], np.arange(len(distinct)))
+        return distinct, np.add.reduceat(self.dy[order], starts, axis=0)
+
+    def write_to(self, buffer: Array) -> None:
+        buffer[...] = 0
+        if len(self.ids):
+            ids, rows = self._summed()
+            buffer[ids] = rows
+
+    def add_to(self, buffer: Array) -> None:
+        if len(self.ids):
+            ids, rows = self._summed()
+            buffer[ids] += rows
+
+    def dense(self) -> Array:
+        out = empty(self.shape, self.dtype)
+        self.write_to(out)
+        return out
+
+
+@embedding.register(np.ndarray)
+def fast_embedding(weight: Array, ids: Array, padding_idx: int | None = None) -> Any:
+    """Rows of a table, gathered by `np.take`; the gradient is a RowsGradient."""
+    if type(ids) is not np.ndarray or weight.ndim != 2 or ids.dtype.kind not in "iu":
+        return NotImplemented
+    if weight.dtype not in FLOATS or padding_idx is not None:
+        return NotImplemented
+    shape = weight.shape
+    check_range("embedding", "id", ids, shape[0], "rows in the table")
+    y = empty((*ids.shape, shape[1]), weight.dtype)
+    np.take(weight, ids, axis=0, out=y, mode="clip")  # in range already; "raise" would buffer `out`
+
+    def dweight(dy: Array) -> RowsGradient:
+        return RowsGradient(ids.reshape(-1), dy.reshape(-1, shape[1]), shape)
+
+    return y, (dweight, None)
+
+
+def is_float_matrix(x: Any) -> bool:
+    """Whether x is a float32 or float64 NumPy array of at least one axis."""
+    return type(x) is np.ndarray and x.dtype in FLOATS and x.ndim > 0

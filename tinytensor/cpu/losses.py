@@ -1,0 +1,117 @@
+"""Softmax and cross-entropy in pieces of rows that stay in cache.
+
+Row sums are products with a vector of ones. The normalised probabilities are kept by cross_entropy,
+whose gradient is then one multiplication and one subtraction per row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array
+from ..ops.network import check_range, cross_entropy, softmax
+from .linear import FLOATS
+from .pool import empty
+
+PIECE = 1 << 16  # numbers in a piece: 256 KB of float32
+
+
+@softmax.register(np.ndarray)
+def fast_softmax(x: Array, axis: int = -1) -> Any:
+    """Along the last axis; dx = y · (dy - Σ dy·y)."""
+    if (
+        x.dtype not in FLOATS
+        or x.ndim == 0
+        or axis not in (-1, x.ndim - 1)
+        or not 0 < x.shape[-1] <= PIECE
+    ):
+        return NotImplemented
+    shape, width = x.shape, x.shape[-1]
+    rows = x.reshape(-1, width)
+    step = PIECE // width
+    ones = np.ones(width, x.dtype)
+    y = empty(rows.shape, x.dtype)
+    for i in range(0, len(rows), step):
+        out = y[i : i + step]
+        source = rows[i : i + step]
+        np.subtract(source, source.max(axis=1, keepdims=True), out=out)
+        np.exp(out, out=out)
+        np.divide(out, (out @ ones)[:, None], out=out)
+
+    def dx(dy: Array) -> Array:
+        dy = dy.reshape(-1, width)
+        out = empty(dy.shape, dy.dtype)
+        for i in range(0, len(dy), step):
+            piece, weights = out[i : i + step], y[i : i + step]
+            np.multiply(dy[i : i + step], weights, out=piece)
+            along = piece @ ones
+            np.subtract(dy[i : i + step], along[:, None], out=piece)
+            np.multiply(piece, weights, out=piece)
+        return out.reshape(shape)
+
+    return y.reshape(shape), dx
+
+
+@cross_entropy.register(np.ndarray)
+def fast_cross_entropy(
+    logits: Array,
+    target: Array,
+    weight: Array,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:
+    """The plain case, one loss for (N, V) logits: mean or sum, no class weights, no smoothing."""
+    if (
+        logits.ndim != 2
+        or logits.dtype not in FLOATS
+        or type(target) is not np.ndarray
+        or target.shape != logits.shape[:1]
+        or target.dtype.kind not in "iu"
+        or weight is not None
+        or label_smoothing
+        or reduction not in ("mean", "sum")
+        or not 0 < logits.shape[1] <= PIECE
+    ):
+        return NotImplemented
+    count, width = logits.shape
+    valid = target != ignore_index
+    used = int(np.count_nonzero(valid))
+    if used == 0:
+        return NotImplemented
+    index = target if used == count else target * valid
+    check_range("cross_entropy", "target", index, width, "classes")
+    step = PIECE // width
+    ones = np.ones(width, logits.dtype)
+    p = empty(logits.shape, logits.dtype)
+    each = np.empty(count, logits.dtype)
+    for i in range(0, count, step):
+        source, out = logits[i : i + step], p[i : i + step]
+        rows = np.arange(len(out))
+        chosen = index[i : i + step]
+        np.subtract(source, source.max(axis=1, keepdims=True), out=out)
+        each[i : i + step] = out[rows, chosen]
+        np.exp(out, out=out)
+        total = out @ ones
+        np.divide(out, total[:, None], out=out)
+        np.subtract(np.log(total), each[i : i + step], out=each[i : i + step])
+    if used < count:
+        each = np.where(valid, each, 0)
+    y = each.sum()
+    if reduction == "mean":
+        y = y / used
+
+    def dlogits(dy: Array) -> Array:
+        share = logits_dtype(dy / used if reduction == "mean" else dy)
+        per_row = (
+            np.full(count, share) if used == count else np.where(valid, share, logits_dtype(0))
+        )
+        out = empty(p.shape, p.dtype)
+        np.multiply(p, per_row[:, None], out=out)
+        out[np.arange(count), index] -= per_row
+        return out
+
+    logits_dtype = logits.dtype.type
+    return y, (dlogits, None, None)
