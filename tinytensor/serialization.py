@@ -62,7 +62,7 @@ _STRUCTURE = "tinytensor.structure"  # JSON: what `save` was given, tensors repl
 _LONGEST_HEADER = 100_000_000
 
 
-# --- a dict of tensors ---------------------------------------------------------------------------
+# --- a dict of tensors -------------------------------------------------------------------------
 
 
 def save_file(
@@ -103,7 +103,7 @@ def load_metadata(path: Path) -> dict[str, str]:
     return {key: text for key, text in metadata.items() if key not in (_SHARED, _STRUCTURE)}
 
 
-# --- a checkpoint --------------------------------------------------------------------------------
+# --- a checkpoint ------------------------------------------------------------------------------
 
 
 def save(obj: Any, path: Path) -> None:
@@ -208,7 +208,7 @@ def _decode(x: Any, tensors: dict[str, Tensor]) -> Any:
     raise ValueError(f"unknown tag {tag!r}")
 
 
-# --- writing -------------------------------------------------------------------------------------
+# --- writing -----------------------------------------------------------------------------------
 
 
 def _write(where: str, tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -324,7 +324,7 @@ def _flush_folder(folder: str) -> None:
         os.close(number)
 
 
-# --- reading -------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------
 
 
 def _read(where: str, path: Path, place: device | str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,0 +1,89 @@
+"""SGD: a step against the gradient, or against a running sum of gradients (momentum)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from ..backend import Array, array_module
+from .optimizer import Group, Optimizer, Params
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with PyTorch's parameters, defaults and meaning of momentum:
+
+        g = gradient + weight_decay · value
+        buffer = g                                          at the first update with momentum
+        buffer = momentum · buffer + (1 - dampening) · g    later
+        value = value - lr · buffer
+
+    Nesterov's step is lr · (g + momentum · buffer), the one without momentum lr · g.
+
+    State: `momentum_buffer`, once an update with momentum was made.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+        }
+        super().__init__(params, defaults)
+
+    def check_options(self, group: Group) -> None:
+        super().check_options(group)
+        self._refuse(group, "momentum", group["momentum"] >= 0.0, "at least 0")
+        plain = group["momentum"] > 0.0 and group["dampening"] == 0.0
+        self._refuse(
+            group,
+            "nesterov",
+            plain or not group["nesterov"],
+            "False unless momentum > 0 and dampening = 0",
+        )
+
+    def _names_for(self, group: Group) -> tuple[str, ...]:
+        return self.state_names if group["momentum"] else ()
+
+    def _update(
+        self,
+        value: Array,
+        gradient: Array,
+        state: Sequence[Array],
+        step: int,
+        group: Group,
+        scratch: tuple[Array, Array],
+    ) -> None:
+        xp = array_module(value)
+        change, decayed = scratch
+        if group["weight_decay"]:
+            xp.multiply(value, group["weight_decay"], out=decayed)
+            decayed += gradient
+            gradient = decayed
+        if group["momentum"]:
+            (buffer,) = state
+            if step == 1:
+                buffer[...] = gradient
+            else:
+                xp.multiply(gradient, 1 - group["dampening"], out=change)
+                buffer *= group["momentum"]
+                buffer += change
+            if group["nesterov"]:
+                xp.multiply(buffer, group["momentum"], out=change)
+                change += gradient
+                gradient = change
+            else:
+                gradient = buffer
+        xp.multiply(gradient, float(group["lr"]), out=change)
+        value -= change
