@@ -438,9 +438,6 @@ def accumulate(leaf: Leaf, gradient: Any) -> None:
         return
     buffer = leaf.buffer
     if buffer is None:
-        if not is_array(gradient) and not lazy:  # a Tensor of the level below
-            leaf.grad = gradient
-            return
         buffer = array_module(gradient).empty(leaf.shape, leaf.dtype)
     if lazy:
         gradient.write_to(buffer)

@@ -167,6 +167,11 @@ def module_of(array: Array) -> Any:
     return _modules[type(array)]
 
 
+def module_of_type(kind: type) -> Any:
+    """The module that arrays of type `kind` were registered with."""
+    return _modules[kind]
+
+
 def is_floating(dtype: DType) -> bool:
     """Whether `dtype` can carry a gradient (bfloat16 included: NumPy files it under kind 'V')."""
     return dtype.kind == "f" or dtype == bfloat16

@@ -107,20 +107,25 @@ def vjp(function: Callable[..., Tree], *primals: Tree, has_aux: bool = False) ->
     """`(output, pullback)` of `function` at `primals`, or `(output, pullback, aux)`.
 
     `pullback(cotangent)`, with a cotangent of the output's structure and shapes, returns one
-    gradient per primal:
-    cotangentᵀ · Jacobian. It may be called any number of times.
+    gradient per primal: cotangentᵀ · Jacobian. It may be called any number of times.
     """
     level = next(_levels)
     recording = is_grad_enabled()
     with enable_grad():
         lifted = tuple(tree_map(lambda x: _lift(x, level), primal) for primal in primals)
-        output = function(*lifted)
+        # The function gets handles of its own: `x += y` in it rebinds them.
+        output = function(*tree_map(lambda x: as_tensor(x.value, x.node), lifted))
         aux = None
         if has_aux:
             output, aux = output
     for leaf in tree_leaves(output):
         if not isinstance(leaf, Tensor):
             raise TypeError(f"tt.func: the function must return tensors, not {type(leaf).__name__}")
+        if leaf.node is not None and leaf.node.level > level:
+            raise RuntimeError(
+                "tt.func: the function returned a tensor of a transform that has ended; return it "
+                "from that transform (has_aux=True) instead of keeping it"
+            )
     inputs = [leaf.node for leaf in tree_leaves(lifted)]
 
     def settle(x: Any) -> Any:

@@ -43,6 +43,8 @@ def takes_axis(function: F) -> F:
                 kwargs["dim"] = kwargs.pop("axis")
             if "keepdims" in kwargs:
                 kwargs["keepdim"] = kwargs.pop("keepdims")
+            if "out" in kwargs and kwargs["out"] is None:  # np.mean(x) and its kin pass it on
+                del kwargs["out"]
         return function(*args, **kwargs)
 
     return translated  # type: ignore[return-value]
@@ -382,9 +384,8 @@ def index_select(input: Tensor, dim: int, index: Any) -> Tensor:
         raise ValueError(
             f"index_select: the index must be a vector, got shape {tuple(index.shape)}"
         )
-    return ops.take(
-        input, ops.reshape(index, (-1,)), dim_from_front("index_select", dim, input.ndim)
-    )
+    dim = dim_from_front("index_select", dim, input.ndim)
+    return ops.take(input, array_of(index).reshape(-1), dim)
 
 
 @takes_axis
@@ -402,7 +403,7 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
 
 
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
-    """Where input is not zero: indices of shape (n, ndim), or a tuple with a vector for each dim."""
+    """Where input is not zero: indices of shape (n, ndim), or a tuple, a vector for each dim."""
     array = array_of(input)
     found = (array if array.ndim else array.reshape(1)).nonzero()
     if as_tuple:

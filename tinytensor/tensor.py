@@ -36,6 +36,7 @@ from .backend import (
     device_of,
     is_array,
     is_floating,
+    module_of_type,
     register_array_type,
 )
 
@@ -57,11 +58,14 @@ class Tensor:
     value: Array
     node: Node | None
 
+    def __init_subclass__(cls) -> None:
+        register_array_type(cls, module_of_type(Tensor))
+
     def __init__(self, data: Any = (), *, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
             self.value = data.detach().value
         elif is_array(data):
-            self.value = np.asarray(data)
+            self.value = data if not isinstance(data, np.generic) else np.asarray(data)
         else:
             self.value = np.array(data, default_dtype)
         self.node = None
@@ -205,6 +209,8 @@ class Tensor:
             raise RuntimeError("grad: only a leaf's gradient can be assigned")
         elif gradient is None:
             self.node.grad = None
+            # Whoever still holds the old gradient keeps its numbers; the optimizer finds out.
+            self.node.buffer = None
         else:
             if gradient.shape != self.shape or gradient.dtype != self.dtype:
                 raise ValueError(
@@ -441,6 +447,12 @@ class Operation:
                 values.append(x)
                 parents.append(None)
         if not found:
+            for x in inputs:
+                if isinstance(x, list | tuple):
+                    kind = type(x).__name__
+                    raise TypeError(
+                        f"{self.__name__}: expected tensors, got a {kind}; tt.tensor(...) makes one"
+                    )
             return self.compute(args, options)[0]
         if level:
             if not state.grad_enabled:
@@ -450,13 +462,16 @@ class Operation:
                 parents = [
                     node if node is not None and node.level == level else None for node in parents
                 ]
+        narrow = False
         if self.promote:
-            if self._promoted is None:
-                values = promote_types(values, self.floating)
-            else:
-                chosen = promote_types([values[i] for i in self._promoted], self.floating)
-                for i, value in zip(self._promoted, chosen, strict=True):
-                    values[i] = value
+            chosen = values if self._promoted is None else [values[i] for i in self._promoted]
+            if not _usual(chosen):
+                chosen, narrow = _widened(promote_types(chosen, self.floating))
+                if self._promoted is None:
+                    values = chosen
+                else:
+                    for i, value in zip(self._promoted, chosen, strict=True):
+                        values[i] = value
         if inputs is not args:
             values += args[self._count :]
 
@@ -470,6 +485,8 @@ class Operation:
             if isinstance(y, Tensor) and (not level or vjp is None):
                 return y
             y = np.asarray(y) if isinstance(y, np.generic) else y
+        if narrow and y.dtype == np.float32:
+            y = y.astype(bfloat16)
         tensor = _new(Tensor)
         tensor.value = y
         if not level or vjp is None:
@@ -633,20 +650,41 @@ def _category(dtype: DType) -> int:
 _SCALAR_CATEGORY = {bool: 0, int: 1, float: 2}
 
 
+def _usual(values: list[Any]) -> bool:
+    """Whether there is nothing to promote: one floating array, two of a dtype, or one and a number.
+
+    Most calls are of this kind, and this is asked in each.
+    """
+    a = values[0]
+    if type(a) is not np.ndarray or a.dtype.kind != "f":
+        return False
+    if len(values) == 1:
+        return True
+    b = values[1]
+    kind = type(b)
+    same = a.dtype is b.dtype if kind is np.ndarray else kind is float or kind is int
+    return same and len(values) == 2
+
+
+def _widened(values: list[Any]) -> tuple[list[Any], bool]:
+    """bfloat16 values as float32, and whether there were any: then the result is rounded back.
+
+    NumPy's bfloat16 does not compute with Python numbers, and a sum of 300 of its ones is 256.
+    """
+    if not any(getattr(v, "dtype", None) == bfloat16 for v in values):
+        return values, False
+    return [v.astype(np.float32) if is_array(v) else v for v in values], True
+
+
 def promote_types(values: list[Any], floating: bool = False) -> list[Any]:
     """Bring `values` to one dtype by PyTorch's rules.
 
     A tensor with axes outranks one without, and that a Python scalar, unless the lower one is of a
-    higher
-    category (bool < integer < floating). A floating scalar turns an integer tensor into float32.
+    higher category (bool < integer < floating). A floating scalar turns an integer tensor into
+    float32.
     """
-    if len(values) == 2:
-        # The usual cases, first: two arrays of one dtype, or a floating one and a number.
-        a, b = values
-        if type(a) is np.ndarray and a.dtype.kind == "f":
-            kind = type(b)
-            if a.dtype is b.dtype if kind is np.ndarray else kind is float or kind is int:
-                return values
+    if not values:
+        return values
     first: DType | None = None
     agree = True
     highest_scalar = -1
@@ -726,7 +764,7 @@ def explain_mismatch(name: str, values: Sequence[Any], error: Exception) -> None
         raise RuntimeError(
             f"{name}: tensors on {places} cannot be mixed; move them with .to(device)"
         ) from None
-    if isinstance(error, ValueError) and "broadcast" in str(error) and len(arrays) > 1:
+    if isinstance(error, ValueError) and "could not be broadcast" in str(error) and len(arrays) > 1:
         shapes = " and ".join(str(tuple(v.shape)) for v in arrays)
         raise ValueError(f"{name}: shapes {shapes} do not broadcast together") from None
 

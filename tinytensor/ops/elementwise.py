@@ -173,7 +173,7 @@ def reciprocal(x: Array) -> Any:
     return divide(1, x), lambda dy: divide(-dy, x * x)
 
 
-@op
+@op(promote=True)
 def square(x: Array) -> Any:
     """x². Gradient: 2·dy·x."""
     return x * x, lambda dy: dy * (2 * x)
@@ -378,7 +378,7 @@ def _share(a: Any, b: Any) -> Any:
     return lambda dy: ((a > b) + 0.5 * (a == b)).astype(dy.dtype)
 
 
-@op
+@op(promote=True)
 def clip(x: Array, low: float | None = None, high: float | None = None) -> Any:
     """x limited to [low, high]; None is no limit. Gradient: dy where low <= x <= high, else 0."""
     if low is None and high is None:

@@ -64,7 +64,7 @@ def _count(x: Array, axes: tuple[int, ...]) -> int:
     return math.prod(x.shape[a] for a in axes)
 
 
-@op
+@op(promote=True)
 def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
     """Σ x. Integers and booleans are summed as int64. Gradient: dy, to every summed element."""
     axes = _axes("sum", x, axis)
@@ -97,7 +97,7 @@ def _check_floating(name: str, x: Array) -> None:
         raise TypeError(f"{name}: expected a floating tensor, got {x.dtype}; x.float() converts")
 
 
-@op
+@op(promote=True)
 def var(x: Array, axis: Axis = None, keepdims: bool = False, ddof: float = 0) -> Any:
     """Σ (x - mean)² / (n - ddof). Gradient: dy · 2 (x - mean) / (n - ddof). nan where n <= ddof."""
     _check_floating("var", x)
@@ -108,7 +108,7 @@ def var(x: Array, axis: Axis = None, keepdims: bool = False, ddof: float = 0) ->
     return y, lambda dy: divide(dy.reshape(kept) * 2 * centered, n)
 
 
-@op
+@op(promote=True)
 def std(x: Array, axis: Axis = None, keepdims: bool = False, ddof: float = 0) -> Any:
     """√var. Gradient: dy · (x - mean) / ((n - ddof) · y)."""
     _check_floating("std", x)
@@ -128,7 +128,7 @@ def _dropped(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for a, n in enumerate(x.shape) if a not in axes)
 
 
-@op
+@op(promote=True)
 def prod(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
     """Π x. Gradient: dy · the product of the *other* elements, from running products on both sides.
 
@@ -217,7 +217,7 @@ def logsumexp(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
     return (y if keepdims else y.reshape(_dropped(x, axes))), dx
 
 
-@op
+@op(promote=True)
 def norm(x: Array, ord: float = 2, axis: Axis = None, keepdims: bool = False) -> Any:
     """(Σ |x|^ord)^(1/ord); ord inf is max |x|, -inf min |x|, 0 the number of non-zeros.
 
@@ -255,7 +255,7 @@ def norm(x: Array, ord: float = 2, axis: Axis = None, keepdims: bool = False) ->
     return (y if keepdims else y.reshape(_dropped(x, axes))), dx
 
 
-@op
+@op(promote=True)
 def cumsum(x: Array, axis: int = -1) -> Any:
     """Running sums along `axis`. Gradient: dy summed from the other end."""
     (a,) = _axes("cumsum", x, axis) or (0,)
