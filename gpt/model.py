@@ -1,0 +1,417 @@
+"""Two language models, from the one that shows every step to the one that trains fast.
+
+Read from top to bottom. `BigramLanguageModel` is the model of the article "Let's Build our own GPT
+Model from Scratch" (Shubh Mishra, after Andrej Karpathy's lecture): attention written out head by
+head, with its mask and its softmax in sight. `GPT` is the same mathematics in the shape of GPT-2:
+one projection makes the queries, keys and values of all heads, one fused operation attends, and the
+names of the parameters are GPT-2's, so that weights move both ways. `tests/gpt/test_model.py`
+copies weights from the one to the other and gets the same logits.
+
+This file knows tensors and token numbers; it knows nothing of text, files or training. Go next to
+`gpt/train.py`, which trains what is built here.
+
+Shapes: B batch, T time, C channels (the width), H heads, D = C / H head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import tinytensor as tt
+from tinytensor import Tensor, nn
+from tinytensor.nn import functional as F
+
+
+class LanguageModel(nn.Module):
+    """What both models are to the rest of the package: token numbers in, logits and a loss out.
+
+    A subclass sets `block_size`, the longest context that it can read, and defines `logits`.
+    """
+
+    block_size: int
+
+    def logits(self, idx: Tensor) -> Tensor:
+        """Scores (B, T, V) of every possible next token, after each position of `idx` (B, T)."""
+        raise NotImplementedError
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The logits (B, T, V) and, where `targets` (B, T) are given, their mean cross-entropy.
+
+        `targets` are the tokens that come next: `idx` moved by one place. The loss is in nats per
+        token. Raises ValueError for a shape and TypeError for a dtype that cannot be token numbers.
+        """
+        check_token_ids(idx, self.block_size)
+        logits = self.logits(idx)
+        if targets is None:
+            return logits, None
+        if targets.shape != idx.shape:
+            raise ValueError(
+                f"targets are {tuple(targets.shape)} but the input is {tuple(idx.shape)}; "
+                "they are the input moved by one token and have its shape"
+            )
+        V = logits.shape[-1]
+        return logits, F.cross_entropy(logits.view(-1, V), targets.reshape(-1))
+
+    @tt.no_grad()
+    def generate(
+        self, idx: Tensor, max_new_tokens: int, generator: tt.Generator | None = None
+    ) -> Tensor:
+        """Continues `idx` (B, T) by `max_new_tokens` sampled tokens; returns all (B, T + new).
+
+        Each token is drawn from the model's own distribution, given the last `block_size` tokens.
+        Dropout is off meanwhile. For temperature, top-k and streaming see `gpt/generate.py`.
+        """
+        was_training = self.training
+        self.eval()
+        for _ in range(max_new_tokens):
+            context = idx[:, -self.block_size :]
+            logits, _ = self(context)
+            probabilities = F.softmax(logits[:, -1, :], dim=-1)  # (B, V)
+            next_token = tt.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
+            idx = tt.cat((idx, next_token), dim=1)
+        self.train(was_training)
+        return idx
+
+
+def check_token_ids(idx: Tensor, block_size: int) -> None:
+    """Says in one sentence why `idx` cannot be read by a model with this context, if it cannot."""
+    if idx.is_floating_point() or idx.dtype == tt.bool:
+        raise TypeError(
+            f"token ids are integers, but the input is {idx.dtype}; the model looks them up in a "
+            "table (x.long() converts)"
+        )
+    if idx.ndim != 2 or idx.shape[1] == 0:
+        raise ValueError(
+            f"token ids are (batch, time) with at least one token, but the input is "
+            f"{tuple(idx.shape)}"
+        )
+    if idx.shape[1] > block_size:
+        raise ValueError(
+            f"the input has {idx.shape[1]} tokens but the model's context (block_size) is "
+            f"{block_size}; keep the last ones, idx[:, -{block_size}:]"
+        )
+
+
+# ---- The article's model: attention with every step in sight ----
+
+
+class Head(nn.Module):
+    """One head of causal self-attention: each position mixes the values of those before it.
+
+    out = softmax(mask(q kᵀ / √D)) v, where mask writes -inf wherever a key lies in the future.
+    """
+
+    tril: Tensor
+
+    def __init__(self, embed_size: int, head_size: int, block_size: int, dropout: float = 0.0):
+        super().__init__()
+        self.head_size = head_size
+        self.key = nn.Linear(embed_size, head_size, bias=False)
+        self.query = nn.Linear(embed_size, head_size, bias=False)
+        self.value = nn.Linear(embed_size, head_size, bias=False)
+        # A constant, so it moves with the module and stays out of its saved weights.
+        self.register_buffer("tril", tt.tril(tt.ones(block_size, block_size)), persistent=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        T = x.shape[1]
+        k = self.key(x)  # (B, T, D): what each position offers
+        q = self.query(x)  # (B, T, D): what each position looks for
+        v = self.value(x)  # (B, T, D): what it hands over when found
+        weights = q @ k.transpose(-2, -1) * self.head_size**-0.5  # (B, T, T)
+        weights = weights.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
+        weights = self.dropout(F.softmax(weights, dim=-1))  # e^-inf = 0: no weight on the future
+        return weights @ v  # (B, T, D)
+
+
+class MultiHeadAttention(nn.Module):
+    """H heads side by side, each D wide, concatenated to C = H·D and mixed by one projection."""
+
+    def __init__(self, embed_size: int, num_head: int, block_size: int, dropout: float = 0.0):
+        super().__init__()
+        head_size = embed_size // num_head
+        self.sa_head = nn.ModuleList(
+            [Head(embed_size, head_size, block_size, dropout) for _ in range(num_head)]
+        )
+        self.proj = nn.Linear(embed_size, embed_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = tt.cat([head(x) for head in self.sa_head], dim=-1)  # (B, T, C)
+        return self.dropout(self.proj(x))
+
+
+class FeedForward(nn.Module):
+    """Each position by itself: widen fourfold, ReLU, narrow again."""
+
+    def __init__(self, embed_size: int, dropout: float = 0.0):
+        super().__init__()
+        self.ff = nn.Sequential(
+            nn.Linear(embed_size, 4 * embed_size),
+            nn.ReLU(),
+            nn.Linear(4 * embed_size, embed_size),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ff(x)
+
+
+class Block(nn.Module):
+    """Communication, then computation; each normalises its input and adds to what it was given."""
+
+    def __init__(self, embed_size: int, num_head: int, block_size: int, dropout: float = 0.0):
+        super().__init__()
+        self.multihead = MultiHeadAttention(embed_size, num_head, block_size, dropout)
+        self.ff = FeedForward(embed_size, dropout)
+        self.ll1 = nn.LayerNorm(embed_size)
+        self.ll2 = nn.LayerNorm(embed_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.multihead(self.ll1(x))
+        x = x + self.ff(self.ll2(x))
+        return x
+
+
+class BigramLanguageModel(LanguageModel):
+    """The article's model: embeddings, four blocks, a norm and an untied linear head.
+
+    It keeps the name that the article gives it, after the lookup table which the lecture starts
+    from; with its blocks it reads `block_size` tokens, not two. The parameters have the article's
+    names too, but for its spelling of `positional_embedding`. Where the article reads sizes from
+    global variables, they are arguments here, with its values as defaults.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int = 8,
+        embed_size: int = 64,
+        num_head: int = 4,
+        num_layers: int = 4,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        check_sizes(
+            vocab_size=vocab_size,
+            block_size=block_size,
+            embed_size=embed_size,
+            num_head=num_head,
+            num_layers=num_layers,
+        )
+        check_heads(embed_size, num_head)
+        check_dropout(dropout)
+        self.block_size = block_size
+        self.token_embedding_table = nn.Embedding(vocab_size, embed_size)
+        self.positional_embedding = nn.Embedding(block_size, embed_size)
+        self.block = nn.Sequential(
+            *[Block(embed_size, num_head, block_size, dropout) for _ in range(num_layers)]
+        )
+        self.layer_norm = nn.LayerNorm(embed_size)
+        self.linear = nn.Linear(embed_size, vocab_size)
+
+    def logits(self, idx: Tensor) -> Tensor:
+        T = idx.shape[1]
+        tokens = self.token_embedding_table(idx)  # (B, T, C)
+        positions = self.positional_embedding(tt.arange(T, device=idx.device))  # (T, C)
+        x = self.block(tokens + positions)  # (B, T, C)
+        return self.linear(self.layer_norm(x))  # (B, T, V)
+
+
+# ---- GPT: the same mathematics in the shape of GPT-2 ----
+
+ACTIVATIONS = {
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # what GPT-2 was trained with
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The sizes and the choices that make one GPT; raises a sentence where they contradict."""
+
+    vocab_size: int
+    block_size: int  # the longest context, and the number of learned positions
+    n_layer: int
+    n_head: int
+    n_embd: int  # the width C; each head has n_embd / n_head of it
+    dropout: float = 0.0
+    bias: bool = True  # in the linear layers and the norms of the blocks, as in GPT-2
+    tied: bool = True  # one table both reads tokens in and scores them at the end
+    activation: str = "gelu_tanh"
+    head_bias: bool = False  # GPT-2's head has none; the article's has one
+
+    def __post_init__(self) -> None:
+        check_sizes(
+            vocab_size=self.vocab_size,
+            block_size=self.block_size,
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            n_embd=self.n_embd,
+        )
+        check_heads(self.n_embd, self.n_head)
+        check_dropout(self.dropout)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation is {self.activation!r}; known are {', '.join(ACTIVATIONS)}"
+            )
+
+    def parameter_count(self) -> int:
+        """How many numbers are learned, from the sizes alone: nothing is allocated.
+
+        A tied head is the token table, counted once. GPT-2's smallest has 124,439,808.
+        """
+        C, V = self.n_embd, self.vocab_size
+        norm = C + C * self.bias
+        attention = 4 * C * C + (3 * C + C) * self.bias  # c_attn (3C, C) and c_proj (C, C)
+        mlp = 8 * C * C + (4 * C + C) * self.bias  # c_fc (4C, C) and c_proj (C, 4C)
+        head = V * C * (not self.tied) + V * self.head_bias
+        blocks = self.n_layer * (2 * norm + attention + mlp)
+        return V * C + self.block_size * C + blocks + norm + head
+
+
+class CausalSelfAttention(nn.Module):
+    """All heads at once: one projection in, one fused attention, one projection out."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        C = config.n_embd
+        self.n_head = config.n_head
+        self.attention_dropout = config.dropout
+        self.c_attn = nn.Linear(C, 3 * C, bias=config.bias)  # weight (3C, C): q, k, v stacked
+        self.c_proj = nn.Linear(C, C, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        H, D = self.n_head, C // self.n_head
+        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
+        q = q.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
+        k = k.view(B, T, H, D).transpose(1, 2)
+        v = v.view(B, T, H, D).transpose(1, 2)
+        dropout = self.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+        return self.resid_dropout(self.c_proj(y))
+
+
+class MLP(nn.Module):
+    """Each position by itself: widen fourfold, activate, narrow again."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        C = config.n_embd
+        self.c_fc = nn.Linear(C, 4 * C, bias=config.bias)
+        self.c_proj = nn.Linear(4 * C, C, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))
+
+
+class GPTBlock(nn.Module):
+    """`Block` with fused attention and GPT-2's names."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class Transformer(nn.Module):
+    """Everything between the token numbers and the head: embeddings, blocks, the final norm."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList([GPTBlock(config) for _ in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        T = idx.shape[1]
+        x = self.drop(self.wte(idx) + self.wpe(tt.arange(T, device=idx.device)))  # (B, T, C)
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)
+
+
+class GPT(LanguageModel):
+    """GPT-2's architecture, in any size, with its names, initialisation and tied head."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.block_size = config.block_size
+        self.transformer = Transformer(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        if config.tied:
+            self.lm_head.weight = self.transformer.wte.weight
+        self.initialize()
+
+    def logits(self, idx: Tensor) -> Tensor:
+        return self.lm_head(self.transformer(idx))  # (B, T, V)
+
+    def initialize(self) -> None:
+        """GPT-2's starting point: weights N(0, 0.02), biases 0, norms 1.
+
+        The two projections of a block that write into the residual stream start smaller by
+        1/√(2·n_layer): the stream is a sum of 2·n_layer such terms, and its variance should not
+        grow with the depth.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith("c_proj.weight"):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """The model's parameters in two optimizer groups: matrices decay, vectors do not.
+
+    A matrix (an embedding table or the weight of a linear layer) multiplies what flows through it,
+    and decay keeps that product small. Biases and the gains of norms are offsets and scales: pulled
+    towards zero, they would only be wrong.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+# ---- What both models refuse ----
+
+
+def check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"{name} is a whole number, but it is {size!r}")
+        if size < 1:
+            raise ValueError(f"{name} is at least 1, but it is {size}")
+
+
+def check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(
+            f"the number of heads must divide the width: {width} channels do not split into "
+            f"{heads} heads of equal size"
+        )
+
+
+def check_dropout(dropout: float) -> None:
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout is a probability in [0, 1), but it is {dropout}")

@@ -1,0 +1,280 @@
+"""What a run leaves behind: a folder with its configuration, log, pictures and checkpoints.
+
+    runs/char/
+        config.json, tokenizer.json     what was trained, on which vocabulary
+        log.jsonl                       a line of JSON per record, each with its step
+        loss.png, sample.txt            at the end
+        checkpoint-002000/              model.safetensors, optimizer.safetensors, state.json
+
+A checkpoint is written aside, flushed to the disk and renamed into place, so that a process killed
+at any moment leaves the previous one or the new one, whole. `state.json` holds the SHA-256 of the
+two other files. Resuming cuts the log back to the checkpoint's step, so that the log, too, is that
+of a run without a break. Go next to `gpt/train.py`, which fills the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tinytensor as tt
+from gpt import UserError
+from gpt.config import TrainConfig, from_json, to_json
+from gpt.data import Windows
+from gpt.files import flush_file, flush_folder, read, replace_file, sha256
+from gpt.model import GPT, BigramLanguageModel, GPTConfig, LanguageModel
+from gpt.tokenizer import Tokenizer, load_tokenizer
+
+Record = dict[str, Any]
+
+# A checkpoint is these two files and state.json, which holds at least the following.
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+STATE = {"step", "seconds", "batches", "random", "text", "vocabulary", "files"}
+
+
+def build_model(config: TrainConfig, vocab_size: int) -> LanguageModel:
+    """The model that a configuration describes, with fresh weights from the default generator."""
+    if config.model == "bigram":
+        return BigramLanguageModel(
+            vocab_size,
+            block_size=config.block_size,
+            embed_size=config.n_embd,
+            num_head=config.n_head,
+            num_layers=config.n_layer,
+            dropout=config.dropout,
+        )
+    return GPT(
+        GPTConfig(
+            vocab_size=vocab_size,
+            block_size=config.block_size,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            n_embd=config.n_embd,
+            dropout=config.dropout,
+            bias=config.bias,
+            tied=config.tied,
+            activation=config.activation,
+        )
+    )
+
+
+class RunFolder:
+    """A run on the disk. Its methods raise UserError where the disk or the files are at fault."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    # ---- Beginning and finding ----
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunFolder:
+        """A new run's place; a run without a name gets its preset's and the first free number."""
+        folder = Path(config.folder)
+        run = cls(folder / (config.name or config.preset))
+        if config.name and run.begun:
+            raise UserError(
+                f"{run} already holds a run; `{run.resume_command}` goes on with it, "
+                "another --name begins another"
+            )
+        number = 1
+        while run.begun:
+            number += 1
+            run = cls(folder / f"{config.preset}-{number}")
+        return run
+
+    @classmethod
+    def open(cls, path: str) -> RunFolder:
+        """The run at `path`. Raises UserError where none has begun."""
+        run = cls(Path(path))
+        if not run.begun:
+            raise UserError(f"{path} is not a run folder: it has no config.json")
+        return run
+
+    def __str__(self) -> str:
+        return self.path.as_posix()
+
+    @property
+    def begun(self) -> bool:
+        return (self.path / "config.json").exists()
+
+    @property
+    def resume_command(self) -> str:
+        return f"python -m gpt train --resume {shlex.quote(str(self))}"
+
+    def begin(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
+        """Writes the configuration and the vocabulary; from here on, the run can be resumed."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "log.jsonl").unlink(missing_ok=True)
+            replace_file(self.path / "tokenizer.json", tokenizer.to_json())
+            self.save_config(config)
+        except OSError as error:
+            raise UserError(f"{self} cannot be written: {error.strerror}") from None
+
+    def save_config(self, config: TrainConfig) -> None:
+        replace_file(self.path / "config.json", to_json(config))
+
+    def config(self) -> TrainConfig:
+        return from_json(read(self.path / "config.json"), f"{self}/config.json")
+
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.path / "tokenizer.json")
+
+    # ---- The log ----
+
+    def log(self, kind: str, step: int, **values: float) -> None:
+        """Appends a record; it reaches the disk before the checkpoint of its step does."""
+        line = json.dumps({"step": step, "kind": kind, **values})
+        try:
+            with open(self.path / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise UserError(
+                f"step {step} could not be logged in {self}: {error.strerror}; {self.way_on()}"
+            ) from None
+
+    def records(self, kind: str) -> list[Record]:
+        return [record for record in read_log(self.path / "log.jsonl") if record["kind"] == kind]
+
+    def cut_log(self, step: int) -> None:
+        """Drops what was logged after `step`: the resumed run will log it again."""
+        kept = [record for record in read_log(self.path / "log.jsonl") if record["step"] <= step]
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        replace_file(self.path / "log.jsonl", lines)
+
+    # ---- Checkpoints ----
+
+    def checkpoint(self) -> Path | None:
+        """The latest checkpoint; a folder that was not renamed into place is none."""
+        found = [path for path in self.path.glob("checkpoint-*") if path.name[11:].isdecimal()]
+        return max(found, key=lambda path: int(path.name[11:]), default=None)
+
+    def way_on(self) -> str:
+        """What is left after a failure, as the end of a sentence."""
+        last = self.checkpoint()
+        if last is None:
+            return "there is no earlier checkpoint"
+        return f"{last.name} is whole, and `{self.resume_command}` goes on from it"
+
+    def save_checkpoint(
+        self,
+        step: int,
+        model: LanguageModel,
+        optimizer: tt.optim.Optimizer,
+        batches: Windows,
+        text: str,
+        seconds: float,
+    ) -> None:
+        """All that the next step depends on, with the SHA-256 of the text and the time it took."""
+        place = self.path / f"checkpoint-{step:06d}"
+        if place.exists():
+            return  # the same step of the same run
+        unfinished = place.with_name(place.name + ".new")
+        try:
+            flush_file(self.path / "log.jsonl")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            tt.save_file(model.state_dict(), unfinished / MODEL)
+            tt.save(optimizer.state_dict(), unfinished / OPTIMIZER)
+            state = {
+                "step": step,
+                "batches": batches.state_dict(),
+                "random": tt.get_rng_state(),
+                "vocabulary": sha256(self.path / "tokenizer.json"),
+                "files": {name: sha256(unfinished / name) for name in (MODEL, OPTIMIZER)},
+                "text": text,
+                "seconds": seconds,
+            }
+            replace_file(unfinished / "state.json", json.dumps(state, indent=2) + "\n")
+            os.rename(unfinished, place)
+            flush_folder(self.path)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise UserError(
+                f"the checkpoint of step {step} could not be written to {self}: {error.strerror}; "
+                f"{self.way_on()}"
+            ) from None
+        for other in self.path.glob("checkpoint-*"):
+            if other != place:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def last_checkpoint(self) -> Path:
+        """The latest checkpoint, which something needs. Raises UserError where there is none."""
+        place = self.checkpoint()
+        if place is None:
+            raise UserError(f"{self} has no checkpoint yet; `{self.resume_command}` trains it")
+        return place
+
+    def load_state(self, *needed: str) -> Record:
+        """state.json of the latest checkpoint, the needed files checked against their hashes."""
+        place = self.last_checkpoint()
+        try:
+            state = json.loads(read(place / "state.json"))
+        except ValueError:
+            state = None
+        if not isinstance(state, dict) or not state.keys() >= STATE:
+            raise UserError(f"{place.as_posix()}/state.json is damaged or incomplete")
+        for name in needed:
+            if sha256(place / name) != state["files"].get(name):
+                raise UserError(
+                    f"{place.as_posix()}/{name} is damaged or incomplete: its SHA-256 is not the "
+                    "one that state.json keeps"
+                )
+        if sha256(self.path / "tokenizer.json") != state["vocabulary"]:
+            raise UserError(
+                f"{self}/tokenizer.json is another vocabulary than the one that {place.name} was "
+                "trained with"
+            )
+        return state
+
+    def load_model(self, model: LanguageModel) -> None:
+        """Fills `model` with the latest checkpoint's weights; call `load_state` first."""
+        place = self.last_checkpoint()
+        try:
+            model.load_state_dict(tt.load_file(place / MODEL))
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{place.as_posix()} does not fit config.json: {error}") from None
+
+    def load_checkpoint(
+        self,
+        state: Record,
+        model: LanguageModel,
+        optimizer: tt.optim.Optimizer,
+        batches: Windows,
+    ) -> None:
+        """Puts everything back to where the latest checkpoint was taken; `state` is its state."""
+        self.load_model(model)
+        optimizer.load_state_dict(tt.load(self.last_checkpoint() / OPTIMIZER))
+        batches.load_state_dict(state["batches"])
+        tt.set_rng_state(state["random"])
+        self.cut_log(state["step"])
+
+
+def load_run(path: str) -> tuple[LanguageModel, Tokenizer]:
+    """The trained model of a run folder, in evaluation mode, and its tokenizer."""
+    run = RunFolder.open(path)
+    config, tokenizer = run.config(), run.tokenizer()
+    run.load_state(MODEL)  # the optimizer's state is not needed to write text
+    model = build_model(config, tokenizer.vocab_size)
+    run.load_model(model)
+    model.eval()
+    return model, tokenizer
+
+
+def read_log(path: Path) -> list[Record]:
+    """The records of a log; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+            records.append(record)
+    return records

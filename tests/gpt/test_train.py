@@ -1,0 +1,453 @@
+"""Training: what a run does, what it leaves, and that a break in it leaves no trace.
+
+Every run here is tiny: one layer, a width of 16, a text of a few thousand characters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpt
+import tinytensor as tt
+from gpt import UserError, runs, train
+from gpt.config import PRESETS, TrainConfig
+from gpt.data import Windows, load_text
+from gpt.progress import StopRequest
+from gpt.runs import RunFolder
+from gpt.train import build_optimizer, check_changes, check_finite, learning_rate
+
+TEXT = load_text("python").content[:6000]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """A run of 200 steps with dropout, so that the default generator matters, too."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT, encoding="utf-8")
+    return TrainConfig(
+        data="text.txt",
+        block_size=8,
+        n_layer=1,
+        n_head=2,
+        n_embd=16,
+        dropout=0.1,
+        iterations=200,
+        batch_size=4,
+        warmup=10,
+        eval_every=40,
+        eval_batches=2,
+        checkpoint_every=30,
+        sample_chars=30,
+    )
+
+
+def result(run):
+    """Everything that a run came to, without the times."""
+    place = run.checkpoint()
+    state = json.loads((place / "state.json").read_text())
+    log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    for record in (state, *log):
+        record.pop("seconds", None)
+        record.pop("tokens_per_second", None)
+    return {
+        "place": place.name,
+        "model": (place / "model.safetensors").read_bytes(),
+        "optimizer": (place / "optimizer.safetensors").read_bytes(),
+        "state": state,
+        "log": log,
+        "sample": (run.path / "sample.txt").read_bytes(),
+    }
+
+
+def stop_at(step, monkeypatch):
+    """Presses Ctrl-C while a step is under way, once."""
+    log = RunFolder.log
+
+    def log_and_stop(self, kind, at, **values):
+        log(self, kind, at, **values)
+        if (kind, at) == ("train", step):
+            monkeypatch.setattr(RunFolder, "log", log)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunFolder, "log", log_and_stop)
+
+
+def resume(run, **changes):
+    return train.train(dataclasses.replace(run.config(), **changes), RunFolder.open(str(run)))
+
+
+# ---- What a run does and leaves ----
+
+
+def test_a_run_learns_and_leaves_a_folder(config, capsys):
+    outcome = train.train(
+        dataclasses.replace(config, iterations=400, learning_rate=1e-2, tied=False, batch_size=16)
+    )
+    run = outcome.run
+    assert outcome.finished and outcome.step == 400 and str(run) == "runs/char"
+
+    start = run.records("start")[0]
+    evaluations = run.records("evaluation")
+    assert [record["step"] for record in evaluations] == list(range(0, 401, 40))
+    assert evaluations[0]["validation_loss"] == pytest.approx(start["uniform"], abs=0.15)
+    assert evaluations[-1]["validation_loss"] < start["unigram"] < start["uniform"]
+    steps = run.records("train")
+    assert [record["step"] for record in steps] == list(range(10, 401, 10))
+    assert all(record["gradient_norm"] > 0 for record in steps)
+
+    assert {path.name for path in run.path.iterdir()} == {
+        "checkpoint-000400",
+        "config.json",
+        "log.jsonl",
+        "loss.png",
+        "sample.txt",
+        "tokenizer.json",
+    }
+    assert (run.path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    sample = (run.path / "sample.txt").read_text(encoding="utf-8")
+    assert len(sample) == 30 and set(sample) <= set(TEXT)
+
+    printed = capsys.readouterr().out
+    last = evaluations[-1]["validation_loss"]
+    assert f"validation loss {last:.3f}" in printed and sample in printed
+    assert f"{start['uniform']:.3f} guesses (uniform, ln {start['vocab_size']})" in printed
+
+
+def test_the_articles_model_trains(config):
+    bigram = dataclasses.replace(config, model="bigram", schedule="constant", decay="all", clip=0.0)
+    run = train.train(dataclasses.replace(bigram, iterations=60)).run
+    losses = [record["train_loss"] for record in run.records("evaluation")]
+    assert losses[-1] < losses[0]
+    assert "gradient_norm" not in run.records("train")[0]
+
+
+def test_the_same_seed_gives_the_same_run_and_evaluating_changes_nothing(config):
+    first = train.train(config).run
+    second = train.train(dataclasses.replace(config, eval_every=17)).run
+    other = train.train(dataclasses.replace(config, seed=2)).run
+    assert (first.path.name, second.path.name, other.path.name) == ("char", "char-2", "char-3")
+    assert result(first)["model"] == result(second)["model"] != result(other)["model"]
+
+
+def test_a_name_that_is_taken_is_refused(config):
+    named = dataclasses.replace(config, name="mine", iterations=1)
+    train.train(named)
+    with pytest.raises(UserError, match=r"runs/mine already holds a run; .*--resume runs/mine"):
+        train.train(named)
+
+
+def test_a_prompt_that_cannot_be_encoded_is_refused_before_training(config):
+    with pytest.raises(UserError, match="--sample-prompt '€' cannot be continued"):
+        train.train(dataclasses.replace(config, sample_prompt="€"))
+    assert not Path("runs").exists()
+
+
+# ---- The optimizer ----
+
+
+def test_the_step_size_rises_and_falls():
+    config = PRESETS["char"]
+    sizes = [learning_rate(step, config) for step in range(1, config.iterations + 1)]
+    assert sizes[0] == pytest.approx(1e-3 / 101) and sizes[100] == 1e-3 == max(sizes)
+    assert np.all(np.diff(sizes[:101]) > 0) and np.all(np.diff(sizes[100:]) < 0)
+    assert sizes[1050] == pytest.approx((1e-3 + 1e-4) / 2)  # half way down the cosine
+    assert sizes[-1] == pytest.approx(1e-4, rel=1e-4)
+    assert {learning_rate(step, PRESETS["bigram"]) for step in (1, 2500, 5000)} == {1e-3}
+
+
+def test_matrices_decay_and_vectors_do_not(config):
+    model = runs.build_model(dataclasses.replace(config, bias=True), 20)
+    for group in build_optimizer(config, model).param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.1 if parameter.ndim == 2 else 0.0)
+    everything = build_optimizer(dataclasses.replace(config, decay="all"), model)
+    assert [group["weight_decay"] for group in everything.param_groups] == [0.1]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    with pytest.raises(UserError, match="at step 7 the loss is nan: the training has diverged"):
+        check_finite(7, {"loss": float("nan")}, RunFolder(tmp_path))
+    with pytest.raises(UserError, match="at step 7 the gradient norm is inf"):
+        check_finite(7, {"loss": 1.0, "gradient_norm": float("inf")}, RunFolder(tmp_path))
+
+
+# ---- Stopping and going on ----
+
+
+@pytest.mark.parametrize("preset", ["gpt", "bigram"])
+def test_200_steps_are_100_and_a_stop_and_100(config, monkeypatch, capsys, preset):
+    config = dataclasses.replace(config, model=preset)
+    whole = train.train(dataclasses.replace(config, name="whole")).run
+    stop_at(100, monkeypatch)
+    outcome = train.train(dataclasses.replace(config, name="broken"))
+    assert (outcome.finished, outcome.step) == (False, 100)
+    assert "python -m gpt train --resume runs/broken" in capsys.readouterr().out
+    assert outcome.run.checkpoint().name == "checkpoint-000100"
+
+    tt.rand(7)  # whatever else draws random numbers meanwhile
+    again = resume(outcome.run)
+    assert (again.finished, again.step) == (True, 200)
+    assert result(again.run) == result(whole)
+
+
+def test_stopping_at_once_and_twice_loses_nothing(config, monkeypatch):
+    config = dataclasses.replace(config, iterations=40, log_every=1)
+    whole = train.train(dataclasses.replace(config, name="whole")).run
+    stop_at(1, monkeypatch)
+    outcome = train.train(dataclasses.replace(config, name="broken"))
+    assert outcome.step == 1
+    stop_at(2, monkeypatch)
+    assert resume(outcome.run).step == 2
+    stop_at(40, monkeypatch)  # a stop in the last step is none
+    assert resume(outcome.run).finished
+    assert resume(outcome.run).finished  # and there is nothing left to do
+    assert result(outcome.run) == result(whole)
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_finished_run_can_be_made_longer(config):
+    config = dataclasses.replace(config, schedule="constant")
+    longer = train.train(dataclasses.replace(config, name="long", iterations=90)).run
+    run = train.train(dataclasses.replace(config, name="short", iterations=50)).run
+    assert resume(run, iterations=90).step == 90
+    assert result(run)["model"] == result(longer)["model"]
+    assert run.config().iterations == 90
+
+
+def test_a_run_without_a_checkpoint_begins_again(config):
+    whole = train.train(dataclasses.replace(config, name="whole", iterations=20)).run
+    run = train.train(dataclasses.replace(config, name="lost", iterations=20)).run
+    runs.shutil.rmtree(run.checkpoint())
+    resume(run)
+    assert result(run) == result(whole)
+
+
+def test_what_a_run_is_cannot_change_on_resuming():
+    saved = TrainConfig()
+    check_changes(saved, dataclasses.replace(saved, iterations=9, checkpoint_every=1))
+    with pytest.raises(UserError) as caught:
+        check_changes(saved, dataclasses.replace(saved, n_embd=64))
+    assert "--n-embd was 128 when the run began and cannot become 64" in str(caught.value)
+
+
+def test_a_run_goes_on_with_its_own_text_only(config):
+    run = train.train(dataclasses.replace(config, iterations=20)).run
+    before = (run.path / "log.jsonl").read_bytes()
+    for other in (TEXT.upper(), TEXT.replace("a", "b")):
+        Path("text.txt").write_text(other, encoding="utf-8")
+        with pytest.raises(UserError, match=r"text\.txt is not the text that runs/char began with"):
+            resume(run)
+    assert (run.path / "log.jsonl").read_bytes() == before
+
+
+# ---- Kills ----
+
+
+def start_training(*arguments):
+    paths = [os.environ.get("PYTHONPATH", ""), str(Path(gpt.__file__).parents[1])]
+    return subprocess.Popen(
+        [sys.executable, "-m", "gpt", "train", *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.nightly)])
+def test_kills_at_random_moments_leave_no_trace(config, kills):
+    config = dataclasses.replace(config, iterations=400, checkpoint_every=7)
+    flags = [
+        word
+        for field in dataclasses.fields(TrainConfig)
+        if getattr(config, field.name) != field.default
+        for word in (f"--{field.name.replace('_', '-')}", str(getattr(config, field.name)))
+    ]
+    began = time.perf_counter()
+    process = start_training(*flags, "--name", "whole")
+    output, _ = process.communicate(timeout=120)
+    duration = time.perf_counter() - began
+    assert process.returncode == 0, output
+
+    moments = random.Random(kills)
+    run = RunFolder(Path("runs/broken"))
+    for _ in range(kills):
+        begun = ["--resume", str(run)] if run.begun else [*flags, "--name", "broken"]
+        process = start_training(*begun)
+        time.sleep(moments.uniform(0, duration))
+        process.kill()
+        output, _ = process.communicate(timeout=120)
+        assert "error" not in output, output
+    process = start_training(
+        *(["--resume", str(run)] if run.begun else [*flags, "--name", "broken"])
+    )
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert result(run) == result(RunFolder(Path("runs/whole")))
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL in the middle of a call: nothing in the program handles it."""
+
+
+def kill_at_call(number, patch):
+    """Lets the number-th of the calls that touch the disk be the last; lists those made."""
+    made = []
+
+    def watch(module, name):
+        original = getattr(module, name)
+
+        def call(*arguments, **options):
+            made.append(name)
+            if len(made) == number:
+                raise Killed
+            return original(*arguments, **options)
+
+        patch.setattr(module, name, call)
+
+    for name in ("flush_file", "flush_folder", "replace_file", "sha256"):
+        watch(runs, name)
+    watch(tt, "save_file")
+    watch(tt, "save")
+    watch(runs.os, "rename")
+    watch(runs.shutil, "rmtree")
+    return made
+
+
+def whole_step(run):
+    return run.load_state(runs.MODEL, runs.OPTIMIZER)["step"]
+
+
+def test_a_kill_at_any_call_of_saving_leaves_a_whole_checkpoint(config, monkeypatch):
+    run = train.train(dataclasses.replace(config, iterations=20)).run
+    model, _ = runs.load_run(str(run))
+    batches = Windows(np.arange(50), 8, 4, tt.Generator(1))
+    step, calls = 20, 0
+    while True:
+        step, calls = step + 1, calls + 1
+        optimizer = build_optimizer(config, model)
+        with monkeypatch.context() as patch:
+            made = kill_at_call(calls, patch)
+            try:
+                run.save_checkpoint(step, model, optimizer, batches, text="", seconds=0.0)
+            except Killed:
+                pass
+            else:
+                break
+        assert whole_step(run) in (step - 1, step), made
+        step += 1  # and the debris is in nobody's way
+        run.save_checkpoint(step, model, optimizer, batches, text="", seconds=0.0)
+        assert whole_step(run) == step
+    assert calls > 10 and [path.name for path in run.path.glob("checkpoint-*")] == [
+        f"checkpoint-{step:06d}"
+    ]
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(config, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    save = tt.save_file
+    saved = []
+
+    def save_until_full(tensors, path, *arguments, **options):
+        saved.append(path)
+        if len(saved) == 2:  # in the second checkpoint
+            Path(path).write_bytes(b"half of it")
+            raise full
+        return save(tensors, path, *arguments, **options)
+
+    monkeypatch.setattr(tt, "save_file", save_until_full)
+    with pytest.raises(UserError) as caught:
+        train.train(config)
+    assert str(caught.value) == (
+        "the checkpoint of step 60 could not be written to runs/char: No space left on device; "
+        "checkpoint-000030 is whole, and `python -m gpt train --resume runs/char` goes on from it"
+    )
+    run = RunFolder.open("runs/char")
+    assert not list(run.path.glob("*.new"))
+    monkeypatch.setattr(tt, "save_file", save)
+    assert resume(run).finished
+
+
+def test_a_disk_too_full_for_the_log_is_a_sentence(tmp_path, monkeypatch):
+    def no_room(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runs, "open", no_room, raising=False)
+    with pytest.raises(UserError, match=r"step 5 could not be logged in .*: No space left"):
+        RunFolder(tmp_path).log("train", 5, loss=1.0)
+
+
+# ---- Damage ----
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def widen(path):
+    path.write_text(path.read_text().replace('"n_embd": 16', '"n_embd": 32'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda place: truncate(place / "model.safetensors"), "model.safetensors is damaged"),
+        (lambda place: (place / "model.safetensors").unlink(), "model.safetensors is damaged"),
+        (lambda place: (place / "state.json").write_text("{"), "state.json is damaged"),
+        (lambda place: (place / "state.json").write_text("{}"), "state.json is damaged"),
+        (lambda place: (place / "state.json").unlink(), "state.json cannot be read"),
+        (
+            lambda place: (place.parent / "tokenizer.json").write_text(
+                '{"kind": "characters", "vocabulary": "abc"}'
+            ),
+            "another vocabulary than the one that checkpoint-000020 was trained with",
+        ),
+        (lambda place: (place.parent / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda place: (place.parent / "config.json").write_text("[]"), "no configuration"),
+        (lambda place: widen(place.parent / "config.json"), "does not fit config.json"),
+    ],
+)
+def test_a_damaged_run_is_a_sentence(config, damage, words):
+    run = train.train(dataclasses.replace(config, iterations=20)).run
+    damage(run.checkpoint())
+    for use in (lambda: runs.load_run(str(run)), lambda: resume(run)):
+        with pytest.raises(UserError) as caught:
+            use()
+        assert words in str(caught.value)
+
+
+def test_text_needs_no_optimizer_but_training_does(config):
+    run = train.train(dataclasses.replace(config, iterations=20)).run
+    truncate(run.checkpoint() / "optimizer.safetensors")
+    runs.load_run(str(run))
+    with pytest.raises(UserError, match=r"optimizer\.safetensors is damaged or incomplete"):
+        resume(run)
+
+
+def test_a_folder_without_a_checkpoint_cannot_generate(config):
+    run = train.train(dataclasses.replace(config, iterations=1)).run
+    runs.shutil.rmtree(run.checkpoint())
+    with pytest.raises(UserError, match="runs/char has no checkpoint yet"):
+        runs.load_run("runs/char")
+    with pytest.raises(UserError, match="elsewhere is not a run folder"):
+        runs.load_run("elsewhere")
