@@ -16,6 +16,7 @@ from . import autograd, cpu, cuda, func, nn, ops, optim, random
 from . import methods as _methods
 from .autograd import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from .backend import bfloat16, device
+from .cpu import get_num_threads, set_num_threads
 from .creation import *
 from .creation import asarray as as_tensor
 from .functions import *

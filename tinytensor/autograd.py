@@ -308,6 +308,27 @@ def count_consumers(root: Node) -> dict[Node, int]:
     return counts
 
 
+class Walk(Protocol):
+    """What computes beside a backward walk (the CPU's threads) and has to be waited for."""
+
+    def begin(self) -> None:
+        """A walk begins on this thread."""
+
+    def finish(self) -> None:
+        """Return when every gradient that was handed over so far is complete."""
+
+    def end(self) -> None:
+        """The walk is over, or failed."""
+
+
+_beside: list[Walk] = []
+
+
+def during_walk(walk: Walk) -> None:
+    """Have `walk` told of every backward walk from now on."""
+    _beside.append(walk)
+
+
 def backward(
     root: Node,
     gradient: Array,
@@ -317,13 +338,27 @@ def backward(
 ) -> None:
     """Carry `gradient`, that of `root`'s value, back to everything it was computed from.
 
-    Without `wanted` the gradients are added into the leaves' `.grad`. With it, only nodes on a
-    path to
-    one of its keys are visited, and its values become their gradients (arrays, or Tensors of the
-    level
-    below); leaves are left alone.
+    Without `wanted` the gradients are added into the leaves' `.grad`. With it, only nodes on a path
+    to one of its keys are visited, and its values become their gradients (arrays, or Tensors of the
+    level below); leaves are left alone.
     """
     root.check_not_freed()
+    for walk in _beside:
+        walk.begin()
+    try:
+        _walk_back(root, gradient, retain_graph, wanted)
+    finally:
+        try:
+            for walk in _beside:
+                walk.finish()
+        finally:
+            for walk in _beside:
+                walk.end()
+
+
+def _walk_back(
+    root: Node, gradient: Array, retain_graph: bool, wanted: dict[Node, Any] | None
+) -> None:
     counts = count_consumers(root)
     if wanted is not None:
         _keep_paths_to(wanted, counts)
@@ -342,6 +377,8 @@ def backward(
                 accumulate(node, gradient)
         if isinstance(node, Leaf):
             if wanted is None and node.ready_hooks:
+                for walk in _beside:
+                    walk.finish()
                 for hook in node.ready_hooks:
                     hook()
             continue
@@ -357,7 +394,7 @@ def backward(
                     f"{len(parents)} inputs"
                 )
         if not retain_graph:
-            node.vjp, node.parents = FREED, ()
+            node.vjp = FREED
         for parent, given in zip(parents, gradients, strict=True):
             if parent is None or parent not in counts:
                 continue

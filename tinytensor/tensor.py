@@ -749,6 +749,8 @@ def _join(a: DType, b: DType) -> DType:
     higher, lower = (a, b) if _category(a) >= _category(b) else (b, a)
     if _category(higher) > _category(lower):
         return higher
+    if bfloat16 in (a, b) and np.float16 in (a, b):  # neither holds the other
+        return default_dtype
     return np.promote_types(a, b)
 
 

@@ -12,5 +12,15 @@ from __future__ import annotations
 
 from . import attention, elementwise, linear, losses, norms
 from .pool import pool
+from .threads import get_num_threads, set_num_threads
 
-__all__ = ["attention", "elementwise", "linear", "losses", "norms", "pool"]
+__all__ = [
+    "attention",
+    "elementwise",
+    "get_num_threads",
+    "linear",
+    "losses",
+    "norms",
+    "pool",
+    "set_num_threads",
+]

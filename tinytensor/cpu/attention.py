@@ -30,8 +30,9 @@ from ..autograd import state
 from ..backend import Array
 from ..ops.attention import scaled_dot_product_attention
 from ..random import Draw
-from .linear import FLOATS
+from .linear import FLOATS, WORTH_A_THREAD
 from .pool import empty
+from .threads import get_num_threads, single_threaded_blas, split
 
 QUERIES = 64  # rows in a block
 WORKING_SET = 1 << 18  # numbers in a group of blocks that are worked on together: 1 MB of float32
@@ -46,16 +47,18 @@ def _triangle(rows: int, columns: int) -> Array:
     return np.tri(rows, columns, dtype=bool)
 
 
-def _groups(B: int, H: int, numbers: int) -> Iterator[Group]:
-    """(batch, heads) slices that cover everything, each with a working set that stays in cache."""
-    together = max(1, WORKING_SET // numbers)
+def _groups(B: int, H: int, numbers: int) -> list[Group]:
+    """(batch, heads) slices that cover everything, each with a working set that stays in cache.
+
+    There are at least as many as threads, if that many heads.
+    """
+    together = max(1, min(WORKING_SET // numbers, -(-B * H // get_num_threads())))
     if together >= H:
-        for b in range(0, B, together // H):
-            yield slice(b, b + together // H), slice(0, H)
-    else:
-        for b in range(B):
-            for h in range(0, H, together):
-                yield slice(b, b + 1), slice(h, h + together)
+        step = together // H
+        return [(slice(b, b + step), slice(0, H)) for b in range(0, B, step)]
+    return [
+        (slice(b, b + 1), slice(h, h + together)) for b in range(B) for h in range(0, H, together)
+    ]
 
 
 @scaled_dot_product_attention.register(np.ndarray)
@@ -96,9 +99,12 @@ def fast_attention(
     keep = state.recording and B * H * L * S <= KEPT
     low, high = (1e-30, 1e30) if dtype == np.float32 else (1e-200, 1e200)
 
-    def blocks() -> Iterator[tuple[Group, int, int, int]]:
-        """(batch, heads), first and last query, and how many keys the last of them sees."""
-        for group in _groups(B, H, min(QUERIES, L) * S):
+    groups = _groups(B, H, min(QUERIES, L) * S)
+    least = max(1, WORTH_A_THREAD * len(groups) // (B * H * L * S * D))  # groups for a thread
+
+    def blocks(first: int, last: int) -> Iterator[tuple[Group, int, int, int]]:
+        """Of some groups: (batch, heads), first and last query, how many keys the last one sees."""
+        for group in groups[first:last]:
             for i in range(0, L, QUERIES):
                 j = min(i + QUERIES, L)
                 yield group, i, j, min(j, S) if is_causal else S
@@ -128,13 +134,17 @@ def fast_attention(
                 np.matmul(e, np.ones((s, 1), dtype), out=total)
         return e
 
-    for group, i, j, s in blocks():
-        scaled = q[group][:, :, i:j] * factor
-        e = exponentials(group, i, j, s, scaled, True)
-        out = np.matmul(e, v[group][:, :, :s])
-        np.divide(out, sums[group][:, :, i:j], out=y[group][:, :, i:j])
-        if keep:
-            kept[group[0].start, group[1].start, i] = e
+    def forward(first: int, last: int) -> None:
+        for group, i, j, s in blocks(first, last):
+            scaled = q[group][:, :, i:j] * factor
+            e = exponentials(group, i, j, s, scaled, True)
+            out = np.matmul(e, v[group][:, :, :s])
+            np.divide(out, sums[group][:, :, i:j], out=y[group][:, :, i:j])
+            if keep:
+                kept[group[0].start, group[1].start, i] = e
+
+    with single_threaded_blas:
+        split(len(groups), least, forward)
 
     def vjp(dy: Array) -> tuple[Array, Array, Array, None]:
         dq = empty((B, L, H, D), dtype).transpose(0, 2, 1, 3)
@@ -143,20 +153,24 @@ def fast_attention(
         seen = L if is_causal else S  # keys after it have no gradient
         for whole in (dk, dv):
             whole[:, :, seen:] = 0
-        for group, i, j, s in blocks():
-            scaled = q[group][:, :, i:j] * factor
-            e = kept.get((group[0].start, group[1].start, i))
-            if e is None:
-                e = exponentials(group, i, j, s, scaled, False)
-            shared = dy[group][:, :, i:j] / sums[group][:, :, i:j]
-            along = (shared * y[group][:, :, i:j]).sum(axis=3, keepdims=True)
-            ds = empty(e.shape, dtype)
-            np.matmul(shared, v[group][:, :, :s].swapaxes(2, 3), out=ds)
-            np.subtract(ds, along, out=ds)
-            np.multiply(ds, e, out=ds)
-            np.multiply(np.matmul(ds, k[group][:, :, :s]), factor, out=dq[group][:, :, i:j])
-            _gather(dk[group], ds.swapaxes(2, 3) @ scaled, i, s, is_causal)
-            _gather(dv[group], e.swapaxes(2, 3) @ shared, i, s, is_causal)
+
+        def backward(first: int, last: int) -> None:
+            for group, i, j, s in blocks(first, last):
+                scaled = q[group][:, :, i:j] * factor
+                e = kept.get((group[0].start, group[1].start, i))
+                if e is None:
+                    e = exponentials(group, i, j, s, scaled, False)
+                shared = dy[group][:, :, i:j] / sums[group][:, :, i:j]
+                along = (shared * y[group][:, :, i:j]).sum(axis=3, keepdims=True)
+                ds = empty(e.shape, dtype)
+                np.matmul(shared, v[group][:, :, :s].swapaxes(2, 3), out=ds)
+                np.subtract(ds, along, out=ds)
+                np.multiply(ds, e, out=ds)
+                np.multiply(np.matmul(ds, k[group][:, :, :s]), factor, out=dq[group][:, :, i:j])
+                _gather(dk[group], ds.swapaxes(2, 3) @ scaled, i, s, is_causal)
+                _gather(dv[group], e.swapaxes(2, 3) @ shared, i, s, is_causal)
+
+        split(len(groups), least, backward)
         return dq, dk, dv, None
 
     return y, vjp

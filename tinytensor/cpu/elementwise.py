@@ -12,8 +12,10 @@ from ..backend import Array
 from ..ops.elementwise import add, gelu, multiply, relu
 from .linear import FLOATS
 from .pool import SMALLEST, empty
+from .threads import split
 
-PIECE = 1 << 14  # numbers in a piece: what a chain works on stays in the first two caches
+PIECE = 1 << 17  # numbers in a piece: many enough that calls cost nothing, few enough for a cache
+LONG = 1 << 17  # numbers in a chain that takes another thread longer than it takes to wake it
 
 
 @gelu.register(np.ndarray)
@@ -29,31 +31,33 @@ def fast_gelu(x: Array, approximate: str = "none") -> Any:
     source = x.reshape(-1)
     y = empty(source.shape, x.dtype)
     slope = empty(source.shape, x.dtype) if recording else None
-    size = min(PIECE, len(source))
-    square, s, scratch = (np.empty(size, x.dtype) for _ in range(3))
     # Where -2u passes this, s is 0 to the last bit and exp would overflow.
     limit = 87.0 if x.dtype == np.float32 else 708.0
-    for i in range(0, len(source), PIECE):
-        a = source[i : i + PIECE]
-        q, e, t = square[: len(a)], s[: len(a)], scratch[: len(a)]
-        np.multiply(a, a, out=q)
-        np.multiply(q, -0.044715 * c, out=e)
-        np.subtract(e, c, out=e)
-        np.multiply(e, a, out=e)  # -2u
-        np.minimum(e, limit, out=e)
-        np.exp(e, out=e)
-        np.add(e, 1, out=e)
-        np.divide(1, e, out=e)  # s
-        out = y[i : i + PIECE]
-        np.multiply(a, e, out=out)
-        if slope is not None:
-            d = slope[i : i + PIECE]
-            np.multiply(q, 3 * 0.044715 * c, out=q)
-            np.add(q, c, out=q)  # 2u'
-            np.subtract(1, e, out=t)
-            np.multiply(t, out, out=t)
-            np.multiply(t, q, out=t)
-            np.add(t, e, out=d)
+
+    def piece(start: int, stop: int) -> None:
+        square, sigmoid, scratch = (np.empty(min(PIECE, stop - start), x.dtype) for _ in range(3))
+        for i in range(start, stop, PIECE):
+            a = source[i : min(i + PIECE, stop)]
+            q, s, t = square[: len(a)], sigmoid[: len(a)], scratch[: len(a)]
+            np.multiply(a, a, out=q)
+            np.multiply(q, -0.044715 * c, out=s)
+            np.subtract(s, c, out=s)
+            np.multiply(s, a, out=s)  # -2u
+            np.minimum(s, limit, out=s)
+            np.exp(s, out=s)
+            np.add(s, 1, out=s)
+            np.divide(1, s, out=s)
+            out = y[i : i + len(a)]
+            np.multiply(a, s, out=out)
+            if slope is not None:
+                np.multiply(q, 3 * 0.044715 * c, out=q)
+                np.add(q, c, out=q)  # 2u'
+                np.subtract(1, s, out=t)
+                np.multiply(t, out, out=t)
+                np.multiply(t, q, out=t)
+                np.add(t, s, out=slope[i : i + len(a)])
+
+    split(len(source), LONG, piece)
     shape = x.shape
 
     def dx(dy: Array) -> Array:

@@ -6,6 +6,7 @@ parameter's gradient buffer. An embedding's gradient is one small product over t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,11 @@ from ..backend import Array, DType
 from ..ops.linalg import linear
 from ..ops.network import check_range, embedding
 from .pool import empty
+from .threads import later, single_threaded_blas, split
 
+# Multiplications in a product that takes another thread longer than it takes to wake it: half a
+# millisecond at some 50 · 10⁹ a second.
+WORTH_A_THREAD = 1 << 24
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -32,15 +37,24 @@ class ProductGradient:
         self.dtype: DType = a.dtype
 
     def write_to(self, buffer: Array) -> None:
-        np.matmul(self.a.T, self.b, out=buffer)
+        """buffer = gradient, by the time that the backward walk returns."""
+        self._when_it_pays(lambda: self._multiply(buffer))
 
     def add_to(self, buffer: Array) -> None:
-        np.add(buffer, self.dense(), out=buffer)
+        """buffer += gradient, by the time that the backward walk returns."""
+        self._when_it_pays(lambda: np.add(buffer, self.dense(), out=buffer))
 
     def dense(self) -> Array:
-        out = empty(self.shape, self.dtype)
-        self.write_to(out)
-        return out
+        return self._multiply(empty(self.shape, self.dtype))
+
+    def _multiply(self, out: Array) -> Array:
+        return np.matmul(self.a.T, self.b, out=out)
+
+    def _when_it_pays(self, work: Callable[[], Any]) -> None:
+        if self.a.size * self.b.shape[1] < WORTH_A_THREAD:
+            work()
+        else:
+            later(work)
 
 
 @linear.register(np.ndarray)
@@ -59,15 +73,10 @@ def fast_linear(x: Array, weight: Array, bias: Array) -> Any:
     shape = x.shape
     features, inputs = weight.shape
     rows = x.reshape(-1, inputs)
-    y = empty((len(rows), features), x.dtype)
-    np.matmul(rows, weight.T, out=y)
-    if bias is not None:
-        np.add(y, bias, out=y)
+    y = product(rows, weight.T, bias)
 
     def dx(dy: Array) -> Array:
-        out = empty(rows.shape, dy.dtype)
-        np.matmul(dy.reshape(-1, features), weight, out=out)
-        return out.reshape(shape)
+        return product(dy.reshape(-1, features), weight).reshape(shape)
 
     def dweight(dy: Array) -> ProductGradient:
         return ProductGradient(dy.reshape(-1, features), rows)
@@ -76,6 +85,31 @@ def fast_linear(x: Array, weight: Array, bias: Array) -> Any:
         return column_sums(dy.reshape(-1, features))
 
     return y.reshape(*shape[:-1], features), (dx, dweight, dbias)
+
+
+def product(a: Array, b: Array, bias: Array = None) -> Array:
+    """a b + bias, in pieces of rows (of columns, where a has few) for the threads."""
+    (m, k), n = a.shape, b.shape[1]
+    out = empty((m, n), a.dtype)
+
+    def rows(start: int, stop: int) -> None:
+        piece = out[start:stop]
+        np.matmul(a[start:stop], b, out=piece)
+        if bias is not None:
+            np.add(piece, bias, out=piece)
+
+    def columns(start: int, stop: int) -> None:
+        piece = out[:, start:stop]
+        np.matmul(a, b[:, start:stop], out=piece)
+        if bias is not None:
+            np.add(piece, bias[start:stop], out=piece)
+
+    with single_threaded_blas:
+        if m >= 128 or n < m:
+            split(m, max(1, WORTH_A_THREAD // (k * n)), rows)
+        else:
+            split(n, max(1, WORTH_A_THREAD // (m * k)), columns)
+    return out
 
 
 def column_sums(x: Array) -> Array:

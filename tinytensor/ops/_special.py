@@ -2,8 +2,8 @@
 
 float64: W. J. Cody, "Rational Chebyshev approximations for the error function", Mathematics of
 Computation 23 (1969): one ratio of polynomials for |x| <= 15/32, one up to 4, one beyond.
-float32: x times one ratio of polynomials in x², fitted here (Lawson's iteration) to a relative error
-of 1.9e-8 for |x| <= 3.925, beyond which the function is 1 in float32.
+float32: x times one ratio of polynomials in x², fitted for this file (by Lawson's iteration) to a
+relative error of 1.9e-8 for |x| <= 3.925, beyond which the function is 1 in float32.
 """
 
 from __future__ import annotations

@@ -1,0 +1,129 @@
+"""Our threads: every piece is done once, errors come back, BLAS finds its setting again."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+import tinytensor as tt
+from tinytensor.cpu import linear, threads
+from tinytensor.nn import functional as F
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = tt.get_num_threads()
+    tt.set_num_threads(2)
+    yield
+    tt.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+@pytest.mark.parametrize("wanted", [1, 2, 5])
+def test_split_covers_everything_once(count, wanted):
+    tt.set_num_threads(wanted)
+    hits, names = np.zeros(count, int), set()
+
+    def work(start, stop):
+        hits[start:stop] += 1
+        names.add(threading.current_thread().name)
+
+    threads.split(count, 3, work)
+    assert (hits == 1).all()
+    assert (len(names) > 1) == (min(wanted, count // 3) > 1)
+
+
+def test_an_error_in_another_thread_comes_back():
+    def work(start, stop):
+        if start:
+            raise ValueError("in the second piece")
+
+    with pytest.raises(ValueError, match="in the second piece"):
+        threads.split(10, 1, work)
+
+
+def test_what_a_walk_queues_is_done_when_it_returns_and_its_errors_are_raised(monkeypatch):
+    monkeypatch.setattr(linear, "WORTH_A_THREAD", 1)
+    used = []
+    multiply = linear.ProductGradient._multiply
+
+    def recorded(self, out):
+        used.append(threading.current_thread().name)
+        return multiply(self, out)
+
+    monkeypatch.setattr(linear.ProductGradient, "_multiply", recorded)
+    x, weight = tt.randn(50, 40), tt.randn(30, 40, requires_grad=True)
+    (F.linear(x, weight) ** 2).sum().backward()
+    assert used == ["tinytensor-worker"]
+    with tt.reference_ops():
+        (expected,) = tt.autograd.grad((F.linear(x, weight) ** 2).sum(), weight)
+    np.testing.assert_allclose(weight.grad.numpy(), expected.numpy(), rtol=1e-4, atol=1e-3)
+
+    def broken(self, out):
+        raise MemoryError("no room for the product")
+
+    monkeypatch.setattr(linear.ProductGradient, "_multiply", broken)
+    with pytest.raises(MemoryError, match="no room"):
+        F.linear(x, weight).sum().backward()
+
+
+def test_gradients_do_not_depend_on_the_number_of_threads(monkeypatch):
+    monkeypatch.setattr(linear, "WORTH_A_THREAD", 1)
+    found = []
+    for wanted in (1, 2, 3):
+        tt.set_num_threads(wanted)
+        tt.manual_seed(0)
+        layers = tt.nn.Sequential(
+            tt.nn.Linear(20, 70), tt.nn.GELU(approximate="tanh"), tt.nn.Linear(70, 20)
+        )
+        x = tt.randn(150, 20)
+        (layers(x) ** 2).mean().backward()
+        found.append([p.grad.numpy().copy() for p in layers.parameters()])
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.fixture
+def blas_on_two_threads():
+    libraries = threads.single_threaded_blas._libraries
+    before = [library.get_num_threads() for library in libraries]
+    for library in libraries:
+        library.set_num_threads(2)
+    yield
+    for library, number in zip(libraries, before, strict=True):
+        library.set_num_threads(number)
+
+
+def test_blas_finds_its_threads_again_also_after_an_error(blas_on_two_threads):
+    before = threads.single_threaded_blas.threads()
+    with threads.single_threaded_blas:
+        assert threads.single_threaded_blas.threads() == 1
+        with threads.single_threaded_blas:
+            pass
+        assert threads.single_threaded_blas.threads() == 1
+    assert threads.single_threaded_blas.threads() == before
+    x = tt.ones(3, requires_grad=True)
+
+    @tt.op
+    def failing(x):
+        def vjp(dy):
+            raise ZeroDivisionError("in a VJP")
+
+        return x * 1, vjp
+
+    try:
+        with pytest.raises(ZeroDivisionError):
+            failing(x).sum().backward()
+    finally:
+        from tinytensor.tensor import OPERATIONS
+
+        del OPERATIONS["failing"]
+    assert threads.single_threaded_blas.threads() == before
+
+
+def test_set_num_threads_refuses_none():
+    with pytest.raises(ValueError, match="at least 1 thread"):
+        tt.set_num_threads(0)

@@ -1,0 +1,226 @@
+"""Which threads do the work: ours, with BLAS on one thread while we compute.
+
+BLAS's own threads wait for each other in busy loops. That is quick on an idle machine, but ours
+would have to fight them for the cores, and on a busy machine every product waits for a thread that
+is not running. So products are done by BLAS on one thread, and there are two ways to use the other
+cores:
+
+- `later(work)`: a weight's gradient is needed by nobody before the backward pass ends. Its product
+  is queued to one worker while the walk goes on; `finish()` waits for the queue.
+- `split(count, least, work)`: pieces of one large product or of a long elementwise chain, one for
+  each thread, when there is enough of it to pay for waking the others (some 0.1 ms).
+
+BLAS's own setting is put back whenever we are done: a process that embeds the engine finds it as
+it was.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+import threadpoolctl
+
+from ..autograd import during_walk
+
+Work = Callable[[], None]
+
+
+class Task:
+    """Work for another thread, and its outcome."""
+
+    __slots__ = ("_done", "_error", "_work")
+
+    def __init__(self, work: Work) -> None:
+        self._work: Work | None = work
+        self._error: BaseException | None = None
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def run(self) -> None:
+        assert self._work is not None
+        try:
+            self._work()
+        except BaseException as error:
+            self._error = error
+        self._work = None  # what it holds is free, however long the task is kept
+        self._done.release()
+
+    def wait(self) -> None:
+        """Return when the work is done; raise what it raised."""
+        self._done.acquire()
+        self._done.release()
+        if self._error is not None:
+            raise self._error
+
+
+class Worker:
+    """One thread that does tasks in the order of their coming."""
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[Task] = SimpleQueue()
+        threading.Thread(target=self._loop, name="tinytensor-worker", daemon=True).start()
+
+    def _loop(self) -> None:
+        while True:
+            self._tasks.get().run()
+
+    def do(self, work: Work) -> Task:
+        task = Task(work)
+        self._tasks.put(task)
+        return task
+
+
+class _Workers:
+    """The worker threads of this process, made when first asked for, and again after a fork."""
+
+    def __init__(self) -> None:
+        self._process = 0
+        self._workers: list[Worker] = []
+
+    def __getitem__(self, index: int) -> Worker:
+        if self._process != os.getpid():
+            self._process, self._workers = os.getpid(), []
+        while len(self._workers) <= index:
+            self._workers.append(Worker())
+        return self._workers[index]
+
+
+class _SingleThreadedBlas:
+    """`with`: BLAS computes on one thread; the setting comes back when the last block is left."""
+
+    def __init__(self) -> None:
+        blas = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+        self._libraries = [library for library in blas if library.get_num_threads() is not None]
+        self._previous: list[int] = []
+        self._depth = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._depth += 1
+            if self._depth == 1:
+                self._previous = [library.get_num_threads() for library in self._libraries]
+                if self._previous != [1] * len(self._previous):
+                    for library in self._libraries:
+                        library.set_num_threads(1)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0 and self._previous != [1] * len(self._previous):
+                for library, threads in zip(self._libraries, self._previous, strict=True):
+                    library.set_num_threads(threads)
+
+    def threads(self) -> int:
+        """How many threads BLAS was told to use, by its environment variables or by the machine."""
+        return max((library.get_num_threads() for library in self._libraries), default=1)
+
+
+workers = _Workers()
+single_threaded_blas = _SingleThreadedBlas()
+
+
+def _available() -> int:
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, min(cores, single_threaded_blas.threads()))
+
+
+_threads = _available()
+
+
+def get_num_threads() -> int:
+    """How many threads the CPU's fast paths use: the cores, or fewer if BLAS was told so."""
+    return _threads
+
+
+def set_num_threads(threads: int) -> None:
+    """Use this many threads from now on; 1 keeps everything on the caller's."""
+    global _threads
+    if threads < 1:
+        raise ValueError(f"set_num_threads: at least 1 thread is needed, got {threads}")
+    _threads = threads
+
+
+def split(count: int, least: int, work: Callable[[int, int], None]) -> None:
+    """work(start, stop) over all of range(count), in parallel pieces of at least `least`."""
+    pieces = min(_threads, count // least) if least else _threads
+    if pieces < 2 or _walk.busy():
+        work(0, count)
+        return
+    edges = [count * i // pieces for i in range(pieces + 1)]
+    tasks = [
+        workers[i].do(lambda i=i: work(edges[i], edges[i + 1]))  # type: ignore[misc]
+        for i in range(1, pieces)
+    ]
+    work(edges[0], edges[1])
+    for task in tasks:
+        task.wait()
+
+
+class _Walk(threading.local):
+    """What holds during a backward walk on this thread; entered by `autograd.backward`."""
+
+    depth = 0
+    task: Task | None = None  # the last that was queued: the worker keeps their order
+
+    def begin(self) -> None:
+        self.depth += 1
+        single_threaded_blas.__enter__()
+
+    def end(self) -> None:
+        self.depth -= 1
+        single_threaded_blas.__exit__(None, None, None)
+
+    def finish(self) -> None:
+        """Wait until everything that was queued with `later` is done."""
+        task, self.task = self.task, None
+        if task is not None:
+            task.wait()
+
+    def busy(self) -> bool:
+        """Whether the worker has a queue, behind which a split would have to wait."""
+        return self.task is not None
+
+
+_walk = _Walk()
+during_walk(_walk)
+
+
+def later(work: Work) -> None:
+    """Do `work` on another thread, before the backward walk that this is part of returns.
+
+    Outside a walk, or with one thread, it is done at once.
+    """
+    if _walk.depth == 0 or _threads == 1:
+        work()
+        return
+    previous = _walk.task
+
+    def after_the_previous() -> None:
+        work()
+        if previous is not None:
+            previous.wait()  # done already: this raises what it raised
+
+    _walk.task = workers[0].do(after_the_previous)
+
+
+def finish() -> None:
+    """Wait for what `later` has queued on this thread."""
+    _walk.finish()
+
+
+def threads_in_use() -> dict[str, Any]:
+    """For reports: our threads, and what BLAS is set to."""
+    return {"threads": _threads, "blas_threads": single_threaded_blas.threads()}
