@@ -12,18 +12,41 @@ from __future__ import annotations
 
 import numpy as _np
 
-from . import autograd, cpu, cuda, func, nn, ops, optim, random
+# "X as X" tells type checkers that a name is offered here, and not only used.
+from . import autograd as autograd
+from . import cpu as cpu
+from . import cuda as cuda
+from . import func as func
 from . import methods as _methods
-from .autograd import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
-from .backend import bfloat16, device
-from .cpu import get_num_threads, set_num_threads
+from . import nn as nn
+from . import ops as ops
+from . import optim as optim
+from . import random as random
+from .autograd import enable_grad as enable_grad
+from .autograd import is_grad_enabled as is_grad_enabled
+from .autograd import no_grad as no_grad
+from .autograd import set_grad_enabled as set_grad_enabled
+from .backend import bfloat16 as bfloat16
+from .backend import device as device
+from .cpu import get_num_threads as get_num_threads
+from .cpu import set_num_threads as set_num_threads
 from .creation import *
-from .creation import asarray as as_tensor
 from .functions import *
-from .random import Generator, default_generator, get_rng_state, manual_seed, set_rng_state
+from .random import Generator as Generator
+from .random import default_generator as default_generator
+from .random import get_rng_state as get_rng_state
+from .random import manual_seed as manual_seed
+from .random import set_rng_state as set_rng_state
 from .sampling import *
-from .serialization import load, load_file, save, save_file
-from .tensor import Operation, Tensor, op, reference_ops, result_type
+from .serialization import load as load
+from .serialization import load_file as load_file
+from .serialization import save as save
+from .serialization import save_file as save_file
+from .tensor import Operation as Operation
+from .tensor import Tensor as Tensor
+from .tensor import op as op
+from .tensor import reference_ops as reference_ops
+from .tensor import result_type as result_type
 
 __version__ = "0.1.0"
 
@@ -41,3 +64,4 @@ uint64 = _np.dtype(_np.uint64)
 bool = _np.dtype(_np.bool_)
 
 inference_mode = no_grad
+as_tensor = asarray

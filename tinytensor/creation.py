@@ -26,7 +26,6 @@ from .tensor import Tensor, as_tensor
 
 __all__ = [
     "arange",
-    "as_tensor_like",
     "asarray",
     "empty",
     "empty_like",
