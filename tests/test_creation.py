@@ -122,7 +122,11 @@ def test_multinomial_without_replacement_draws_each_index_once():
         (lambda: tt.multinomial(tt.zeros(3), 1), ValueError, "all zero"),
         (lambda: tt.multinomial(tt.ones(3), 4), ValueError, "only 3 non-zero weights"),
         (lambda: tt.bernoulli(tt.tensor([1.5])), ValueError, r"must be in \[0, 1\]"),
-        (lambda: tt.tensor([1], requires_grad=True), TypeError, "int64 tensor cannot have a gradient"),
+        (
+            lambda: tt.tensor([1], requires_grad=True),
+            TypeError,
+            "int64 tensor cannot have a gradient",
+        ),
         (lambda: tt.zeros(2, device="tpu"), ValueError, "'tpu' is unknown"),
     ],
 )

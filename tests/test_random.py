@@ -14,7 +14,9 @@ from tinytensor import random
 from tinytensor.random import Draw, Generator
 
 
-@given(key=st.integers(0, 2**64 - 1), counter=st.integers(0, 2**64 - 1000), count=st.integers(0, 50))
+@given(
+    key=st.integers(0, 2**64 - 1), counter=st.integers(0, 2**64 - 1000), count=st.integers(0, 50)
+)
 def test_numpys_cipher_and_the_one_in_array_arithmetic_agree(key, counter, count):
     draw = Draw(key, counter)
     np.testing.assert_array_equal(random.words(draw, count), random.philox_words(draw, count))
@@ -100,7 +102,11 @@ def test_a_dropout_mask_is_not_stored_and_is_the_same_in_backward():
         (lambda: tt.manual_seed("7"), TypeError, "the seed must be an integer"),
         (lambda: tt.manual_seed(2**65), ValueError, "does not fit in 64 bits"),
         (lambda: Generator(0).set_state({"seed": 1}), ValueError, "as get_state"),
-        (lambda: Generator(0).set_state({"seed": 1, "counter": -1}), ValueError, r"in \[0, 2\*\*64\)"),
+        (
+            lambda: Generator(0).set_state({"seed": 1, "counter": -1}),
+            ValueError,
+            r"in \[0, 2\*\*64\)",
+        ),
         (lambda: random.integers((2,), 3, 3), ValueError, "is empty"),
     ],
 )

@@ -31,6 +31,7 @@ from .backend import device as device
 from .cpu import get_num_threads as get_num_threads
 from .cpu import set_num_threads as set_num_threads
 from .creation import *
+from .creation import asarray as _asarray
 from .functions import *
 from .random import Generator as Generator
 from .random import default_generator as default_generator
@@ -64,4 +65,4 @@ uint64 = _np.dtype(_np.uint64)
 bool = _np.dtype(_np.bool_)
 
 inference_mode = no_grad
-as_tensor = asarray
+as_tensor = _asarray

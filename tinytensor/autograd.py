@@ -169,6 +169,8 @@ class Leaf(Node):
 
 def _collect_arrays(objects: Iterable[Any], found: dict[int, Array], seen: set[int]) -> None:
     for item in objects:
+        if isinstance(item, np.generic):
+            continue  # a number
         if is_array(item):
             found[id(item)] = item
         elif id(item) in seen:

@@ -31,6 +31,7 @@ from ..backend import Array
 from ..ops.attention import scaled_dot_product_attention
 from ..random import Draw
 from .linear import FLOATS, WORTH_A_THREAD
+from .losses import SAFE_SUMS
 from .pool import empty
 from .threads import get_num_threads, single_threaded_blas, split
 
@@ -97,7 +98,7 @@ def fast_attention(
     shifts: dict[tuple[int, int, int], Array] = {}  # row maxima of the few blocks that needed them
     kept: dict[tuple[int, int, int], Array] = {}
     keep = state.recording and B * H * L * S <= KEPT
-    low, high = (1e-30, 1e30) if dtype == np.float32 else (1e-200, 1e200)
+    low, high = SAFE_SUMS[dtype.itemsize]
 
     groups = _groups(B, H, min(QUERIES, L) * S)
     least = max(1, WORTH_A_THREAD * len(groups) // (B * H * L * S * D))  # groups for a thread

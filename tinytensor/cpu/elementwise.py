@@ -9,7 +9,7 @@ import numpy as np
 
 from ..autograd import state
 from ..backend import Array
-from ..ops.elementwise import add, gelu, multiply, relu
+from ..ops.elementwise import add, divide, gelu, multiply, relu
 from .linear import FLOATS
 from .pool import SMALLEST, empty
 from .threads import split
@@ -77,11 +77,22 @@ def fast_relu(x: Array) -> Any:
     np.maximum(x, 0, out=y)
 
     def dx(dy: Array) -> Array:
-        out = empty(dy.shape, dy.dtype)
-        np.multiply(dy, y > 0, out=out)
+        # ⌈min(y, 1)⌉ is 1 where y > 0, else 0; a product with booleans costs twice these passes.
+        out = empty(y.shape, y.dtype)
+        np.minimum(y, 1, out=out)
+        np.ceil(out, out=out)
+        np.multiply(out, dy, out=out)
         return out
 
     return y, dx
+
+
+@divide.register(np.ndarray)
+def fast_divide(a: Array, b: Array) -> Any:
+    """By a number other than zero, which needs no care about poles."""
+    if (type(b) is not float and type(b) is not int) or b == 0 or a.dtype not in FLOATS:
+        return NotImplemented
+    return a / b, (lambda dy: dy / b, None)
 
 
 @add.register(np.ndarray)

@@ -16,6 +16,9 @@ from .linear import FLOATS
 from .pool import empty
 
 PIECE = 1 << 16  # numbers in a piece: 256 KB of float32
+# Sums of exponentials that say that none of them overflowed, and that they did not all vanish; by
+# the size of their dtype in bytes.
+SAFE_SUMS = {4: (1e-30, 1e30), 8: (1e-200, 1e200)}
 
 
 @softmax.register(np.ndarray)
@@ -32,13 +35,21 @@ def fast_softmax(x: Array, axis: int = -1) -> Any:
     rows = x.reshape(-1, width)
     step = PIECE // width
     ones = np.ones(width, x.dtype)
+    low, high = SAFE_SUMS[x.dtype.itemsize]
     y = empty(rows.shape, x.dtype)
     for i in range(0, len(rows), step):
         out = y[i : i + step]
         source = rows[i : i + step]
-        np.subtract(source, source.max(axis=1, keepdims=True), out=out)
-        np.exp(out, out=out)
-        np.divide(out, (out @ ones)[:, None], out=out)
+        # Without the row's maximum first: in short rows that costs more than the exponential. The
+        # sums show whether it was safe.
+        with np.errstate(over="ignore"):
+            np.exp(source, out=out)
+        total = out @ ones
+        if not (total.min() > low and total.max() < high):  # also where a sum is nan
+            np.subtract(source, source.max(axis=1, keepdims=True), out=out)
+            np.exp(out, out=out)
+            total = out @ ones
+        np.divide(out, total[:, None], out=out)
 
     def dx(dy: Array) -> Array:
         dy = dy.reshape(-1, width)

@@ -318,6 +318,7 @@ def relu(x: Array) -> Any:
 
 
 @op(floating=True)
+@silent
 def silu(x: Array) -> Any:
     """x·σ(x) (D. Hendrycks and K. Gimpel, 2016). Gradient: dy·(σ + x·σ·(1 - σ))."""
     s = sigmoid(x)
