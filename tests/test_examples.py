@@ -1,0 +1,96 @@
+"""Every example runs by itself, in a reduced setting, and ends with the line that it promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+NUMBER = r"[-+\d.e]+"
+
+# Arguments that make it quick, and the last line.
+CASES: dict[str, tuple[list[str], str]] = {
+    "01_scalar_chain.py": ([], r"largest difference: \d\.\de-(09|1\d)"),
+    "02_own_operation.py": ([], r"the planted error was found"),
+    "03_linear_regression_and_mlp.py": (
+        ["--steps", "300"],
+        r"(39\d|400) of 400 points are on the right side",
+    ),
+    "04_attention_by_hand.py": (
+        ["--time", "16"],
+        r"largest difference: output \d\.\de-0[678], gradients \d\.\de-0[678]",
+    ),
+    "05_bigram_language_model.py": (
+        ["--iterations", "30", "--eval-batches", "2", "--characters", "20", "--data", "python"],
+        rf"validation loss {NUMBER} after 30 iterations \(uniform {NUMBER}, bigram {NUMBER}\)",
+    ),
+    "06_curvature.py": (
+        ["--steps", "2", "--every", "2"],
+        rf"curvature {NUMBER} where 2/lr is 6\.67",
+    ),
+    "benchmark_bigram.py": (
+        ["--rounds", "1", "--steps", "2"],
+        rf"tinytensor {NUMBER} ms(, PyTorch {NUMBER} ms: {NUMBER} times as fast)?"
+        rf"; wrapper {NUMBER} us an operation",
+    ),
+}
+
+
+def run_example(name: str, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_example_ends_with_its_last_line(name: str, tmp_path: Path):
+    arguments, last_line = CASES[name]
+    output = run_example(name, *arguments)
+    assert re.fullmatch(last_line, output.splitlines()[-1]), output
+
+
+def test_every_lesson_has_a_case():
+    assert {path.name for path in EXAMPLES.glob("[0-9]*.py")} <= set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_opening_paragraph_names_running_time_and_a_last_line_like_the_real_one(name: str):
+    source = (EXAMPLES / name).read_text(encoding="utf-8")
+    opening = source.split('"""')[1]
+    assert re.search(r"\bRuns for (a|about|\d)", opening)
+    promised = re.findall(r'"([^"]+)"', opening.split("The last line", 1)[1])[0]
+    _, last_line = CASES[name]
+    generalised = last_line.replace(" after 30 ", " after 5000 ")
+    assert re.fullmatch(generalised, " ".join(promised.split())), promised
+
+
+def test_the_planted_error_is_named_and_placed():
+    output = run_example("02_own_operation.py")
+    assert "careless_maximum" in output
+    assert "input 1" in output
+
+
+def test_the_graph_is_drawn():
+    """Each step stands below the one it goes into, with its value and its gradient."""
+    lines = run_example("01_scalar_chain.py", "--x", "2", "--weight", "0.5").splitlines()
+    operations = [line.split(" value")[0].split()[-1] for line in lines if " value " in line]
+    expected = "multiply subtract tanh add multiply leaf leaf leaf leaf"
+    assert operations == expected.split()
+    weight = next(line for line in lines if "weight" in line)
+    assert re.search(r"leaf +value +0\.5000 +gradient", weight)
+    assert sum("the same node as above" in line for line in lines) == 1
