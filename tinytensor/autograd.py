@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import CellType, FunctionType, MethodType, TracebackType
@@ -22,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from .backend import Array, DType, array_module, is_array, memory_range
+from .backend import Array, DType, array_module, bfloat16, is_array, memory_range
 
 Shape = tuple[int, ...]
 # One function per parent (None where no gradient flows), or one function that returns a tuple.
@@ -118,13 +119,15 @@ class Node:
 
     def vjps(self, gradient: Array) -> Sequence[Any]:
         """The gradients of the parents, given the gradient of this value."""
-        self.check_not_freed()
+        vjp = self.vjp
+        if vjp is FREED:
+            self.check_not_freed()
         if self.number < writes.time:
             writes.check(self)
-        if isinstance(self.vjp, tuple):
-            return [None if vjp is None else vjp(gradient) for vjp in self.vjp]
-        gradients = self.vjp(gradient)
-        return gradients if isinstance(gradients, tuple) else (gradients,)
+        if type(vjp) is tuple:
+            return [f and f(gradient) for f in vjp]
+        gradients = vjp(gradient)
+        return gradients if type(gradients) is tuple else (gradients,)
 
     def check_not_freed(self) -> None:
         if self.vjp is FREED:
@@ -221,7 +224,7 @@ class WriteClock:
         span = memory_range(array)
         self._last_write.pop(span, None)  # so that the dict stays in order of time
         self._last_write[span] = self.time
-        if len(self._last_write) > 4096:
+        if len(self._last_write) > 1 << 16:
             del self._last_write[next(iter(self._last_write))]
 
     def check(self, node: Node) -> None:
@@ -279,7 +282,9 @@ def _unbroadcast(gradient: Array, shape: Shape, operation: str) -> Array:
         if extra + axis >= 0 and size == 1 and given[extra + axis] != 1
     )
     if axes:
-        gradient = gradient.sum(axis=axes, keepdims=True)
+        # A sum of 300 ones in bfloat16 is 256; `fit` casts back.
+        wide = gradient.astype(np.float32) if gradient.dtype == bfloat16 else gradient
+        gradient = wide.sum(axis=axes, keepdims=True)
     if extra > 0:
         gradient = gradient.reshape(shape)
     if tuple(gradient.shape) != shape:  # a VJP may return less: a scalar for every element, say
@@ -331,6 +336,7 @@ def during_walk(walk: Walk) -> None:
     _beside.append(walk)
 
 
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # inf and nan come in silence
 def backward(
     root: Node,
     gradient: Array,
@@ -378,7 +384,7 @@ def _walk_back(
             elif isinstance(node, Leaf) and wanted is None:
                 accumulate(node, gradient)
         if isinstance(node, Leaf):
-            if wanted is None and node.ready_hooks:
+            if wanted is None and gradient is not None and node.ready_hooks:
                 for walk in _beside:
                     walk.finish()
                 for hook in node.ready_hooks:
@@ -389,7 +395,7 @@ def _walk_back(
         if gradient is None:
             gradients = (None,) * len(parents)
         else:
-            gradients = node.vjps(_dense(gradient))
+            gradients = node.vjps(gradient if type(gradient) is np.ndarray else _dense(gradient))
             if len(gradients) != len(parents):
                 raise ValueError(
                     f"{node.operation}: its VJP returned {len(gradients)} gradients for "
@@ -397,11 +403,14 @@ def _walk_back(
                 )
         if not retain_graph:
             node.vjp = FREED
-        for parent, given in zip(parents, gradients, strict=True):
+        for i, parent in enumerate(parents):
             if parent is None or parent not in counts:
                 continue
+            given = gradients[i]
             if given is not None:
-                if given.shape != parent.shape or given.dtype != parent.dtype:
+                if given.shape != parent.shape or (
+                    given.dtype is not parent.dtype and given.dtype != parent.dtype
+                ):
                     given = fit(given, parent.shape, parent.dtype, node.operation)
                 if parent not in pending:
                     pending[parent] = given
@@ -430,7 +439,7 @@ def _keep_paths_to(wanted: Iterable[Node], counts: dict[Node, int]) -> None:
 def _add_pending(pending: dict[Node, Any], owned: set[Node], node: Node, given: Any) -> None:
     total = pending[node]
     if node in owned and isinstance(total, np.ndarray):
-        if hasattr(given, "add_to"):
+        if _is_lazy(given):
             given.add_to(total)
         else:
             np.add(total, given, out=total)
@@ -439,8 +448,12 @@ def _add_pending(pending: dict[Node, Any], owned: set[Node], node: Node, given: 
         owned.add(node)
 
 
+def _is_lazy(gradient: Any) -> bool:
+    return type(gradient) is not np.ndarray and hasattr(gradient, "write_to")
+
+
 def _dense(gradient: Any) -> Array:
-    return gradient.dense() if hasattr(gradient, "dense") else gradient
+    return gradient.dense() if _is_lazy(gradient) else gradient
 
 
 def _run_hooks(node: Node, watcher: Watcher, gradient: Array) -> Array:
@@ -467,9 +480,13 @@ def accumulate(leaf: Leaf, gradient: Any) -> None:
     """
     from .tensor import as_tensor
 
-    lazy = hasattr(gradient, "write_to")
+    lazy = _is_lazy(gradient)
     if leaf.grad is not None:
         total = leaf.grad.value
+        # Held by .grad, `total` and the call; by `buffer` and its optimizer. By more? Then perhaps
+        # by a closure that saved it for another backward pass, which has to be told.
+        if sys.getrefcount(total) > (5 if leaf.buffer is total else 3):
+            note_write(total)
         if lazy:
             gradient.add_to(total)
         else:

@@ -23,7 +23,7 @@ import numpy as np
 from . import ops, rearranging
 from .backend import Array, array_module, bfloat16, is_floating
 from .rearranging import *  # noqa: F403 (this file is the front of both)
-from .rearranging import array_of, dim_from_front, dims_of, narrow, nonzero, takes_axis
+from .rearranging import array_of, dim_from_front, dims_of, nonzero, takes_axis
 from .tensor import Tensor, as_tensor
 
 __all__ = [
@@ -259,17 +259,29 @@ def _correction(dim: Any, unbiased: bool | None, correction: float) -> tuple[Any
 
 @takes_axis
 def var_mean(
-    input: Tensor, dim: Any = None, keepdim: bool = False, *, correction: float = 1
+    input: Tensor,
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float = 1,
 ) -> tuple[Tensor, Tensor]:
     """`var` and `mean`."""
+    dim, correction = _correction(dim, unbiased, correction)
     return var(input, dim, keepdim=keepdim, correction=correction), mean(input, dim, keepdim)
 
 
 @takes_axis
 def std_mean(
-    input: Tensor, dim: Any = None, keepdim: bool = False, *, correction: float = 1
+    input: Tensor,
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float = 1,
 ) -> tuple[Tensor, Tensor]:
     """`std` and `mean`."""
+    dim, correction = _correction(dim, unbiased, correction)
     return std(input, dim, keepdim=keepdim, correction=correction), mean(input, dim, keepdim)
 
 
@@ -339,16 +351,7 @@ def topk(
     dim = dim_from_front("topk", dim, input.ndim)
     if not 0 <= k <= input.shape[dim]:
         raise ValueError(f"topk: k is {k} but dim {dim} has {input.shape[dim]} elements")
-    array = _comparable(input)
-    xp, size = array_module(array), input.shape[dim]
-    if 0 < k < size // 8:  # found without sorting the many that are not among them
-        start = size - k if largest else 0
-        found = xp.argpartition(array, start if largest else k - 1, axis=dim)
-        candidates = found[(slice(None),) * dim + (slice(start, start + k),)]
-        order = ops.argsort(xp.take_along_axis(array, candidates, dim), dim, largest)
-        indices = as_tensor(xp.take_along_axis(candidates, order, dim))
-    else:
-        indices = narrow(argsort(input, dim, descending=largest), dim, 0, k)
+    indices = ops.argtopk(input, k, dim, largest, sorted)
     return Extremes(ops.take_along_axis(input, indices, dim), indices)
 
 

@@ -704,7 +704,7 @@ def promote_types(values: list[Any], floating: bool = False) -> list[Any]:
         if highest_scalar >= 0:
             return [v.item() if isinstance(v, np.generic) else v for v in values]
         return values
-    dtype = result_type(*values)
+    dtype = result_type(*(v.item() if isinstance(v, np.generic) else v for v in values))
     if floating and not is_floating(dtype):
         dtype = default_dtype
     return [_cast(v, dtype) for v in values]

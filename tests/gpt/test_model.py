@@ -316,6 +316,23 @@ def test_generate(build):
     np.testing.assert_array_equal(model.generate(start, 0).numpy(), start.numpy())
 
 
+@every_model
+def test_generate_reads_the_whole_context_and_no_more(build, monkeypatch):
+    model = build()
+    read = []
+
+    def logits(idx: tt.Tensor) -> tt.Tensor:
+        read.append(idx.numpy().copy())
+        return type(model).logits(model, idx)
+
+    monkeypatch.setattr(model, "logits", logits)
+    ids = model.generate(random_ids(2, 3), T).numpy()
+    for step, context in enumerate(read):
+        so_far = ids[:, : 3 + step]
+        np.testing.assert_array_equal(context, so_far[:, -T:])
+    assert len(read) == T
+
+
 def test_generate_leaves_the_model_in_training_mode():
     model = MODELS["gpt"]()
     model.generate(random_ids(1, 1), 1)

@@ -35,7 +35,9 @@ ACTIVATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "function"), ACTIVATIONS, ids=lambda v: getattr(v, "__name__", type(v).__name__))
+@pytest.mark.parametrize(
+    ("layer", "function"), ACTIVATIONS, ids=lambda v: getattr(v, "__name__", type(v).__name__)
+)
 def test_a_layer_without_parameters_is_its_function(layer, function):
     tt.manual_seed(1)
     x = tt.randn(3, 2, 2)

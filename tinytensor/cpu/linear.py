@@ -91,6 +91,12 @@ def product(a: Array, b: Array, bias: Array = None) -> Array:
     """a b + bias, in pieces of rows (of columns, where a has few) for the threads."""
     (m, k), n = a.shape, b.shape[1]
     out = empty((m, n), a.dtype)
+    if m * n * k < WORTH_A_THREAD:
+        with single_threaded_blas:
+            np.matmul(a, b, out=out)
+        if bias is not None:
+            np.add(out, bias, out=out)
+        return out
 
     def rows(start: int, stop: int) -> None:
         piece = out[start:stop]

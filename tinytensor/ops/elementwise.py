@@ -179,10 +179,11 @@ def absolute(x: Array) -> Any:
     return abs(x), lambda dy: dy * sign(stop_gradient(x))
 
 
-@op
+@op(promote=True)
 def sign(x: Array) -> Any:
     """-1, 0 or 1. Gradient: 0."""
-    return array_module(x).sign(x), _zeros_like
+    boolean = getattr(x, "dtype", None) == np.bool_
+    return (x if boolean else array_module(x).sign(x)), _zeros_like
 
 
 @op(floating=True)
@@ -310,7 +311,7 @@ def erf(x: Array) -> Any:
     return y, lambda dy: dy * (2 / math.sqrt(math.pi) * exp(-square(x)))
 
 
-@op
+@op(promote=True)
 def relu(x: Array) -> Any:
     """max(x, 0). Gradient: dy where x > 0, else 0."""
     off = x <= 0
@@ -361,19 +362,19 @@ def _gelu_tanh(x: Array) -> Any:
 # --- rounding -------------------------------------------------------------------------------------
 
 
-@op
+@op(promote=True)
 def floor(x: Array) -> Any:
     """The largest integer not above x. Gradient: 0."""
     return array_module(x).floor(x), _zeros_like
 
 
-@op
+@op(promote=True)
 def ceil(x: Array) -> Any:
     """The smallest integer not below x. Gradient: 0."""
     return array_module(x).ceil(x), _zeros_like
 
 
-@op
+@op(promote=True)
 def round(x: Array) -> Any:
     """The nearest integer, halves to even. Gradient: 0."""
     return array_module(x).round(x), _zeros_like
@@ -513,25 +514,25 @@ bitwise_or = _bitwise("bitwise_or", "|", lambda a, b: a | b)
 bitwise_xor = _bitwise("bitwise_xor", "^", lambda a, b: a ^ b)
 
 
-@op
+@op(promote=True)
 def logical_not(x: Array) -> Any:
     """Whether x is zero."""
     return x == 0, None
 
 
-@op
+@op(promote=True)
 def isnan(x: Array) -> Any:
     """Whether x is not a number."""
     return x != x, None
 
 
-@op
+@op(promote=True)
 def isinf(x: Array) -> Any:
     """Whether x is plus or minus infinity."""
     return abs(x) == math.inf, None
 
 
-@op
+@op(promote=True)
 def isfinite(x: Array) -> Any:
     """Whether x is neither infinite nor nan."""
     return abs(x) < math.inf, None

@@ -24,6 +24,7 @@ from ..autograd import VJP, Shape
 from ..backend import Array, DType, array_module, is_array, is_floating
 from ..random import Draw, keep_mask
 from ..tensor import Tensor, op, stop_gradient
+from .elementwise import silent
 from .indexing import scatter_to
 from .linalg import linear
 
@@ -84,6 +85,7 @@ def bottom(x: Any) -> Any:
 
 
 @op
+@silent
 @at_least_float32
 def softmax(x: Array, axis: int = -1) -> tuple[Array, VJP]:
     """exp(x) / Σ exp(x) along `axis`, for real x of any shape.
@@ -98,6 +100,7 @@ def softmax(x: Array, axis: int = -1) -> tuple[Array, VJP]:
 
 
 @op
+@silent
 @at_least_float32
 def log_softmax(x: Array, axis: int = -1) -> tuple[Array, VJP]:
     """x - log Σ exp(x) along `axis`: the logarithm of softmax, exact where softmax underflows.

@@ -196,7 +196,7 @@ def _products_of_others(x: Array) -> Array:
 # --- extremes -------------------------------------------------------------------------------------
 
 
-@op
+@op(promote=True)
 def amax(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
     """The largest element; nan if one is. Gradient: dy, shared evenly among equal largest ones.
 
@@ -205,7 +205,7 @@ def amax(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
     return _extreme("amax", "amax", x, axis, keepdims)
 
 
-@op
+@op(promote=True)
 def amin(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
     """The smallest element; nan if one is. Gradient: dy, shared evenly among equal smallest ones.
 
@@ -292,13 +292,13 @@ def norm(x: Array, ord: float = 2, axis: Axis = None, keepdims: bool = False) ->
 # --- without gradient -----------------------------------------------------------------------------
 
 
-@op
+@op(promote=True)
 def argmax(x: Array, axis: int | None = None, keepdims: bool = False) -> Any:
     """Where the largest element is, the first of equals; `axis` None counts in row-major order."""
     return _position("argmax", x, axis, keepdims), None
 
 
-@op
+@op(promote=True)
 def argmin(x: Array, axis: int | None = None, keepdims: bool = False) -> Any:
     """Where the smallest element is, the first of equals; `axis` None counts in row-major order."""
     return _position("argmin", x, axis, keepdims), None
@@ -313,13 +313,13 @@ def _position(name: str, x: Array, axis: int | None, keepdims: bool) -> Array:
     return getattr(array_module(x), name)(x, axis=axis, keepdims=keepdims)
 
 
-@op
+@op(promote=True)
 def any(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
     """Whether some element is not zero."""
     return (bottom(x) != 0).any(axis=_reduced("any", x, axis)[0], keepdims=keepdims), None
 
 
-@op
+@op(promote=True)
 def all(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
     """Whether every element is not zero."""
     return (bottom(x) != 0).all(axis=_reduced("all", x, axis)[0], keepdims=keepdims), None
