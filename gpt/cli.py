@@ -115,9 +115,29 @@ def generate_command(arguments: list[str]) -> int:
     return DONE
 
 
+def prepare_command(arguments: list[str]) -> int:
+    from gpt.prepare import PrepareConfig, prepare
+
+    prepare(parse(PrepareConfig, "prepare", arguments))
+    return DONE
+
+
+def tokenizer_command(arguments: list[str]) -> int:
+    from gpt.prepare import TokenizerConfig, train_tokenizer
+
+    action, *rest = arguments or [""]
+    if action not in ("train", "-h", "--help"):
+        raise UserError("a tokenizer can be trained: python -m gpt tokenizer train <texts>")
+    rest = rest if action == "train" else arguments
+    train_tokenizer(parse(TokenizerConfig, "tokenizer train", rest))
+    return DONE
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train_command, "learn a text, Shakespeare by default"),
     "generate": (generate_command, "write text with a trained model"),
+    "tokenizer": (tokenizer_command, "learn a vocabulary of byte pairs from texts"),
+    "prepare": (prepare_command, "turn texts into shards of tokens"),
 }
 
 

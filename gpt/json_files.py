@@ -1,0 +1,54 @@
+"""JSON files that know whether they are whole: each states the SHA-256 of the rest of it.
+
+A tokenizer with one merge changed would still encode, and an index with one digit changed still
+load, only wrongly; a sealed file says so instead. This file knows nothing of what it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from gpt import UserError
+
+LARGEST = 1 << 28  # bytes; GPT-2's tokenizer takes 606,675
+
+
+def read_json(path: Path) -> object:
+    """What a JSON file holds. Raises UserError where it is none, or far larger than any of ours."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} is larger than {LARGEST >> 20} MiB, as no file of ours is")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {str(error).splitlines()[0]}") from None
+
+
+def seal(content: dict[str, Any]) -> str:
+    """The content as JSON, with its hash."""
+    sealed = {"sha256": digest(content), **content}
+    return json.dumps(sealed, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_sealed(path: Path, kind: str) -> dict[str, Any]:
+    """The content of a file that `seal` made; `kind` is what its field `kind` must be.
+
+    Raises UserError where it is another kind of file, or not whole.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise UserError(f"{path} is not a file of {kind}")
+    if content.pop("sha256", None) != digest(content):
+        raise UserError(f"{path} is damaged: its content does not have the SHA-256 that it states")
+    return content
+
+
+def digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)  # ASCII, the same for the same content
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
