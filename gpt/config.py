@@ -63,7 +63,7 @@ class TrainConfig:
     """A training run. The defaults are the preset `char`: nanoGPT's published recipe for a CPU."""
 
     preset: Literal["char", "bigram"] = "char"
-    """Where the other fields start from: `char` is a GPT that learns Shakespeare in two minutes,
+    """Where the other fields start from: `char` is a GPT that learns Shakespeare in minutes,
     `bigram` is the model and the recipe of the article."""
     name: str = ""
     """The run is kept in `<folder>/<name>`; without a name it gets its preset's, and a number."""

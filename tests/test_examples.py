@@ -94,3 +94,11 @@ def test_the_graph_is_drawn():
     weight = next(line for line in lines if "weight" in line)
     assert re.search(r"leaf +value +0\.5000 +gradient", weight)
     assert sum("the same node as above" in line for line in lines) == 1
+
+
+@pytest.mark.parity
+def test_both_libraries_end_at_the_same_loss():
+    arguments = "--iterations 20 --eval-batches 2 --seeds 1 2 --data python".split()
+    last = run_example("compare_bigram.py", *arguments).splitlines()[-1]
+    found = re.fullmatch(r"validation losses differ by at most (\d\.\d+) over 2 seeds", last)
+    assert found and float(found[1]) < 0.001
