@@ -98,7 +98,7 @@ def test_the_graph_is_drawn():
 
 @pytest.mark.parity
 def test_both_libraries_end_at_the_same_loss():
-    arguments = "--iterations 20 --eval-batches 2 --seeds 1 2 --data python".split()
-    last = run_example("compare_bigram.py", *arguments).splitlines()[-1]
+    quick = ["--iterations", "20", "--eval-batches", "2", "--seeds", "1", "2"]
+    last = run_example("compare_bigram.py", *quick, "--data", "python").splitlines()[-1]
     found = re.fullmatch(r"validation losses differ by at most (\d\.\d+) over 2 seeds", last)
     assert found and float(found[1]) < 0.001
