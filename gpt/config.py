@@ -130,7 +130,7 @@ class TrainConfig:
     """The longest gradient that is followed as it is; a longer one is scaled to this length, so
     that one odd batch cannot throw the model far. 0 never clips."""
 
-    eval_every: int = 250
+    eval_every: int = 500
     """Steps between two evaluations."""
     eval_batches: int = 50
     """Batches of each split that an evaluation averages over; the same ones each time, so that the
