@@ -273,23 +273,18 @@ def race(workload: str, engines: list[str], arguments: argparse.Namespace) -> di
 def agreement(answers: dict[str, dict[str, Any]]) -> str:
     """One sentence on how far the engines' numbers lie apart; stops where that is too far.
 
-    Rounding differs by about 1e-6 in the logits. After an update the gradients' signs matter, also
-    of those that are zero but for rounding, so that losses agree less well than logits.
+    Rounding makes a difference of about 1e-6. The norms may differ by more: PyTorch adds the squares
+    of a large gradient up in float32, and what it finds for GPT-2's is wrong by 1e-4 to 3e-3.
     """
     (name, first), *others = answers.items()
     if not others:
         return "one engine only, nothing to compare its numbers with"
-    limits = {"logits": 1e-4, "losses and gradient norms": 1e-3}
+    limits = {"logits": 1e-4, "losses": 1e-4, "gradient norms": 1e-2}
     furthest = dict.fromkeys(limits, 0.0)
     for other, answer in others:
-        apart = {
-            "logits": np.abs(answer["logits"] - first["logits"]).max()
-            / np.abs(first["logits"]).max(),
-            "losses and gradient norms": np.abs(
-                np.divide(answer["steps"], first["steps"]) - 1
-            ).max(),
-        }
-        for what, distance in apart.items():
+        logits = np.abs(answer["logits"] - first["logits"]).max() / np.abs(first["logits"]).max()
+        steps = np.abs(np.divide(answer["steps"], first["steps"]) - 1).max(axis=0)
+        for what, distance in zip(limits, (logits, *steps), strict=True):
             if not distance < limits[what]:
                 raise SystemExit(
                     f"{name} and {other} do not compute the same: their {what} differ by "

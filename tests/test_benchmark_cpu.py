@@ -104,7 +104,7 @@ def test_numbers_that_are_too_far_apart_stop_it():
     assert "agree" in benchmark.agreement({"a": answer, "b": near})
     for what, wrong in (
         ("logits", {**answer, "logits": logits * 1.001}),
-        ("losses", {**answer, "steps": [(4.0, 1.0), (3.9, 1.2)]}),
+        ("gradient norms", {**answer, "steps": [(4.0, 1.0), (3.9, 1.2)]}),
         ("losses", {**answer, "steps": [(4.0, 1.0), (float("nan"), 1.1)]}),
     ):
         with pytest.raises(SystemExit, match=f"a and b do not compute the same: their {what}"):
