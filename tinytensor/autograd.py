@@ -381,9 +381,9 @@ def _walk_back(
                 gradient = _run_hooks(node, node.watcher, _dense(gradient))
             if wanted is not None and node in wanted:
                 wanted[node] = _dense(gradient)
-            elif isinstance(node, Leaf) and wanted is None:
+            elif type(node) is Leaf and wanted is None:
                 accumulate(node, gradient)
-        if isinstance(node, Leaf):
+        if type(node) is Leaf:
             if wanted is None and gradient is not None and node.ready_hooks:
                 for walk in _beside:
                     walk.finish()
@@ -391,10 +391,8 @@ def _walk_back(
                     hook()
             continue
         parents = node.parents
-        gradients: Sequence[Any]
-        if gradient is None:
-            gradients = (None,) * len(parents)
-        else:
+        gradients: Sequence[Any] | None = None
+        if gradient is not None:
             gradients = node.vjps(gradient if type(gradient) is np.ndarray else _dense(gradient))
             if len(gradients) != len(parents):
                 raise ValueError(
@@ -406,18 +404,20 @@ def _walk_back(
         for i, parent in enumerate(parents):
             if parent is None or parent not in counts:
                 continue
-            given = gradients[i]
-            if given is not None:
-                if given.shape != parent.shape or (
-                    given.dtype is not parent.dtype and given.dtype != parent.dtype
-                ):
-                    given = fit(given, parent.shape, parent.dtype, node.operation)
-                if parent not in pending:
-                    pending[parent] = given
-                else:
-                    _add_pending(pending, owned, parent, given)
-            counts[parent] -= 1
-            if not counts[parent]:
+            if gradients is not None:
+                given = gradients[i]
+                if given is not None:
+                    if given.shape != parent.shape or (
+                        given.dtype is not parent.dtype and given.dtype != parent.dtype
+                    ):
+                        given = fit(given, parent.shape, parent.dtype, node.operation)
+                    if parent not in pending:
+                        pending[parent] = given
+                    else:
+                        _add_pending(pending, owned, parent, given)
+            waiting = counts[parent] - 1
+            counts[parent] = waiting
+            if not waiting:
                 ready.append(parent)
 
 
@@ -437,15 +437,23 @@ def _keep_paths_to(wanted: Iterable[Node], counts: dict[Node, int]) -> None:
 
 
 def _add_pending(pending: dict[Node, Any], owned: set[Node], node: Node, given: Any) -> None:
+    """pending[node] += given, in place where the sum so far is nobody else's."""
     total = pending[node]
-    if node in owned and isinstance(total, np.ndarray):
-        if _is_lazy(given):
-            given.add_to(total)
-        else:
-            np.add(total, given, out=total)
-    else:
-        pending[node] = _dense(total) + _dense(given)
+    if node not in owned:
+        if not (_is_lazy(total) or _is_lazy(given)):
+            pending[node] = total + given
+            owned.add(node)
+            return
+        if not _is_lazy(total):
+            total, given = given, total
+        pending[node] = total = total.dense()
         owned.add(node)
+    if _is_lazy(given):
+        given.add_to(total)
+    elif isinstance(total, np.ndarray):
+        np.add(total, given, out=total)
+    else:
+        pending[node] = total + given
 
 
 def _is_lazy(gradient: Any) -> bool:
@@ -456,9 +464,10 @@ def _dense(gradient: Any) -> Array:
     return gradient.dense() if _is_lazy(gradient) else gradient
 
 
-def _run_hooks(node: Node, watcher: Watcher, gradient: Array) -> Array:
-    from .tensor import as_tensor
+as_tensor: Any = None  # wraps an array: tensor.py, which knows this file, puts its function here
 
+
+def _run_hooks(node: Node, watcher: Watcher, gradient: Array) -> Array:
     for hook in watcher.hooks:
         replaced = hook(as_tensor(gradient))
         if replaced is not None:
@@ -478,8 +487,6 @@ def accumulate(leaf: Leaf, gradient: Any) -> None:
     """Add `gradient` into the leaf's `.grad`; the first one after `zero_grad()` is written, not
     added.
     """
-    from .tensor import as_tensor
-
     lazy = _is_lazy(gradient)
     if leaf.grad is not None:
         total = leaf.grad.value
@@ -580,7 +587,7 @@ def grad(
     no path
     reaches, unless `allow_unused=True`: its gradient is then None.
     """
-    from .tensor import CREATE_GRAPH, Tensor, as_tensor, cotangent
+    from .tensor import CREATE_GRAPH, Tensor, cotangent
 
     if create_graph:
         raise RuntimeError(CREATE_GRAPH)

@@ -340,6 +340,7 @@ def as_tensor(value: Array, node: Node | None = None) -> Tensor:
 
 
 _new = Tensor.__new__
+autograd.as_tensor = as_tensor
 
 
 def cotangent(caller: str, output: Tensor, gradient: Tensor | None) -> Array:
@@ -656,14 +657,17 @@ def _usual(values: list[Any]) -> bool:
     Most calls are of this kind, and this is asked in each.
     """
     a = values[0]
+    if len(values) == 1:
+        return type(a) is np.ndarray and a.dtype.kind == "f"
+    if len(values) != 2:
+        return False
+    b = values[1]
+    if type(a) is not np.ndarray:
+        a, b = b, a
     if type(a) is not np.ndarray or a.dtype.kind != "f":
         return False
-    if len(values) == 1:
-        return True
-    b = values[1]
     kind = type(b)
-    same = a.dtype is b.dtype if kind is np.ndarray else kind is float or kind is int
-    return same and len(values) == 2
+    return a.dtype is b.dtype if kind is np.ndarray else kind is float or kind is int
 
 
 def _widened(values: list[Any]) -> tuple[list[Any], bool]:

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 import tinytensor as tt
 from tinytensor.cpu import linear, threads
@@ -88,13 +89,8 @@ def test_gradients_do_not_depend_on_the_number_of_threads(monkeypatch):
 
 @pytest.fixture
 def blas_on_two_threads():
-    libraries = threads.single_threaded_blas._libraries
-    before = [library.get_num_threads() for library in libraries]
-    for library in libraries:
-        library.set_num_threads(2)
-    yield
-    for library, number in zip(libraries, before, strict=True):
-        library.set_num_threads(number)
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        yield
 
 
 def test_blas_finds_its_threads_again_also_after_an_error(blas_on_two_threads):

@@ -30,7 +30,7 @@ from ..autograd import state
 from ..backend import Array
 from ..ops.attention import scaled_dot_product_attention
 from ..random import Draw
-from .linear import FLOATS, WORTH_A_THREAD
+from .linear import FLOATS, WORTH_A_THREAD, ones
 from .losses import SAFE_SUMS
 from .pool import empty
 from .threads import get_num_threads, single_threaded_blas, split
@@ -48,12 +48,12 @@ def _triangle(rows: int, columns: int) -> Array:
     return np.tri(rows, columns, dtype=bool)
 
 
-def _groups(B: int, H: int, numbers: int) -> list[Group]:
+def _groups(B: int, H: int, numbers: int, pieces: int) -> list[Group]:
     """(batch, heads) slices that cover everything, each with a working set that stays in cache.
 
-    There are at least as many as threads, if that many heads.
+    There are at least as many as `pieces`, if that many heads.
     """
-    together = max(1, min(WORKING_SET // numbers, -(-B * H // get_num_threads())))
+    together = max(1, min(WORKING_SET // numbers, -(-B * H // pieces)))
     if together >= H:
         step = together // H
         return [(slice(b, b + step), slice(0, H)) for b in range(0, B, step)]
@@ -92,6 +92,11 @@ def fast_attention(
     S, E = v.shape[2:]
     dtype = q.dtype
     factor = dtype.type(1 / math.sqrt(D) if scale is None else scale)
+    pieces = max(1, min(get_num_threads(), B * H * L * S * D // WORTH_A_THREAD))
+    groups = _groups(B, H, min(QUERIES, L) * S, pieces)
+    least = -(-len(groups) // pieces)  # groups for a thread
+    if max(L, S) <= QUERIES:
+        return _short_attention(q, k, v, is_causal, factor, groups, least)
     # The output is laid out (B, L, H, E), so that joining the heads afterwards is free.
     y = empty((B, L, H, E), dtype).transpose(0, 2, 1, 3)
     sums = np.empty((B, H, L, 1), dtype)
@@ -99,9 +104,6 @@ def fast_attention(
     kept: dict[tuple[int, int, int], Array] = {}
     keep = state.recording and B * H * L * S <= KEPT
     low, high = SAFE_SUMS[dtype.itemsize]
-
-    groups = _groups(B, H, min(QUERIES, L) * S)
-    least = max(1, WORTH_A_THREAD * len(groups) // (B * H * L * S * D))  # groups for a thread
 
     def blocks(first: int, last: int) -> Iterator[tuple[Group, int, int, int]]:
         """Of some groups: (batch, heads), first and last query, how many keys the last one sees."""
@@ -170,6 +172,70 @@ def fast_attention(
                 np.multiply(np.matmul(ds, k[group][:, :, :s]), factor, out=dq[group][:, :, i:j])
                 _gather(dk[group], ds.swapaxes(2, 3) @ scaled, i, s, is_causal)
                 _gather(dv[group], e.swapaxes(2, 3) @ shared, i, s, is_causal)
+
+        split(len(groups), least, backward)
+        return dq, dk, dv, None
+
+    return y, vjp
+
+
+def _short_attention(
+    q: Array, k: Array, v: Array, is_causal: bool, factor: Any, groups: list[Group], least: int
+) -> Any:
+    """The same for sequences of one block: the weights p = e / s are whole, and kept.
+
+    c = Σ dy·y, ds = scale · p · (dy vᵀ - c), dq = ds k, dk = dsᵀ q, dv = pᵀ dy.
+    """
+    B, H, L, D = q.shape
+    S, E = v.shape[2:]
+    dtype = q.dtype
+    low, high = SAFE_SUMS[dtype.itemsize]
+    highest = math.log(high / S)
+    y = empty((B, L, H, E), dtype).transpose(0, 2, 1, 3)
+    p = empty((B, H, L, S), dtype)
+    visible = _triangle(L, S) if is_causal else None
+
+    def forward(first: int, last: int) -> None:
+        for group in groups[first:last]:
+            e = p[group]
+            np.matmul(q[group] * factor, k[group].swapaxes(2, 3), out=e)
+            safe = e.max() < highest
+            if safe:
+                np.exp(e, out=e)
+                if visible is not None:
+                    np.multiply(e, visible, out=e)
+                total = np.matmul(e, ones(S, dtype))
+                safe = total.min() > low
+            if not safe:  # also where there is a nan
+                np.matmul(q[group] * factor, k[group].swapaxes(2, 3), out=e)
+                if visible is not None:
+                    np.copyto(e, -math.inf, where=~visible)
+                with np.errstate(invalid="ignore"):
+                    np.subtract(e, e.max(axis=3, keepdims=True), out=e)
+                np.exp(e, out=e)
+                total = np.matmul(e, ones(S, dtype))
+            np.divide(e, total[..., None], out=e)
+            np.matmul(e, v[group], out=y[group])
+
+    with single_threaded_blas:
+        split(len(groups), least, forward)
+
+    def vjp(dy: Array) -> tuple[Array, Array, Array, None]:
+        dq = empty((B, L, H, D), dtype).transpose(0, 2, 1, 3)
+        dk = empty((B, S, H, D), dtype).transpose(0, 2, 1, 3)
+        dv = empty((B, S, H, E), dtype).transpose(0, 2, 1, 3)
+
+        def backward(first: int, last: int) -> None:
+            for group in groups[first:last]:
+                weights, given = p[group], dy[group]
+                ds = empty(weights.shape, dtype)
+                np.matmul(given, v[group].swapaxes(2, 3), out=ds)
+                np.subtract(ds, np.vecdot(given, y[group])[..., None], out=ds)
+                np.multiply(ds, weights, out=ds)
+                np.multiply(ds, factor, out=ds)
+                np.matmul(ds, k[group], out=dq[group])
+                np.matmul(ds.swapaxes(2, 3), q[group], out=dk[group])
+                np.matmul(weights.swapaxes(2, 3), given, out=dv[group])
 
         split(len(groups), least, backward)
         return dq, dk, dv, None

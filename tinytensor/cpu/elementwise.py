@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
 from ..autograd import state
-from ..backend import Array
-from ..ops.elementwise import add, divide, gelu, multiply, relu
+from ..backend import Array, DType
+from ..ops.elementwise import add, divide, gelu, multiply, relu, where
 from .linear import FLOATS
 from .pool import SMALLEST, empty
 from .threads import split
@@ -32,7 +33,7 @@ def fast_gelu(x: Array, approximate: str = "none") -> Any:
     y = empty(source.shape, x.dtype)
     slope = empty(source.shape, x.dtype) if recording else None
     # Where -2u passes this, s is 0 to the last bit and exp would overflow.
-    limit = 87.0 if x.dtype == np.float32 else 708.0
+    limit = _constant(87.0 if x.dtype == np.float32 else 708.0, x.dtype)
 
     def piece(start: int, stop: int) -> None:
         square, sigmoid, scratch = (np.empty(min(PIECE, stop - start), x.dtype) for _ in range(3))
@@ -43,7 +44,7 @@ def fast_gelu(x: Array, approximate: str = "none") -> Any:
             np.multiply(q, -0.044715 * c, out=s)
             np.subtract(s, c, out=s)
             np.multiply(s, a, out=s)  # -2u
-            np.minimum(s, limit, out=s)
+            np.minimum(s, limit[: len(a)], out=s)
             np.exp(s, out=s)
             np.add(s, 1, out=s)
             np.divide(1, s, out=s)
@@ -68,23 +69,44 @@ def fast_gelu(x: Array, approximate: str = "none") -> Any:
     return y.reshape(shape), dx if recording else None
 
 
+@functools.cache
+def _constant(value: float, dtype: DType) -> Array:
+    """PIECE copies of a number: NumPy takes the larger or smaller of two arrays in a third of the
+    time that it needs for an array and a number.
+    """
+    return np.full(PIECE, value, dtype)
+
+
 @relu.register(np.ndarray)
 def fast_relu(x: Array) -> Any:
     """max(x, 0); the output itself says where the gradient passes."""
     if x.dtype not in FLOATS:
         return NotImplemented
-    y = empty(x.shape, x.dtype)
-    np.maximum(x, 0, out=y)
+    zeros = _constant(0.0, x.dtype)
+    shape = x.shape
+    source = x.reshape(-1)
+    y = empty(source.shape, x.dtype)
+    for i in range(0, len(source), PIECE):
+        piece = source[i : i + PIECE]
+        np.maximum(piece, zeros[: len(piece)], out=y[i : i + PIECE])
 
     def dx(dy: Array) -> Array:
-        # ⌈min(y, 1)⌉ is 1 where y > 0, else 0; a product with booleans costs twice these passes.
-        out = empty(y.shape, y.dtype)
-        np.minimum(y, 1, out=out)
-        np.ceil(out, out=out)
-        np.multiply(out, dy, out=out)
-        return out
+        out = empty(shape, dy.dtype)
+        return np.multiply(dy, np.not_equal(y, 0).reshape(shape), out=out)  # nan ≠ 0: it passes
 
-    return y, dx
+    return y.reshape(shape), dx
+
+
+@where.register(np.ndarray)
+def fast_where(condition: Array, a: Array, b: Array) -> Any:
+    """Between arrays, or an array and a number."""
+    if not (type(a) is np.ndarray or type(b) is np.ndarray):
+        return NotImplemented
+    return np.where(condition, a, b), (
+        None,
+        lambda dy: np.where(condition, dy, dy.dtype.type(0)),
+        lambda dy: np.where(condition, dy.dtype.type(0), dy),
+    )
 
 
 @divide.register(np.ndarray)

@@ -6,6 +6,7 @@ parameter's gradient buffer. An embedding's gradient is one small product over t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ from .threads import later, single_threaded_blas, split
 # Multiplications in a product that takes another thread longer than it takes to wake it: half a
 # millisecond at some 50 · 10⁹ a second.
 WORTH_A_THREAD = 1 << 24
+# Products up to this size OpenBLAS does on one thread by itself.
+TOO_SMALL_FOR_BLAS_THREADS = 1 << 18
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -38,11 +41,11 @@ class ProductGradient:
 
     def write_to(self, buffer: Array) -> None:
         """buffer = gradient, by the time that the backward walk returns."""
-        self._when_it_pays(lambda: self._multiply(buffer))
+        self._when_it_pays(self._multiply, buffer)
 
     def add_to(self, buffer: Array) -> None:
         """buffer += gradient, by the time that the backward walk returns."""
-        self._when_it_pays(lambda: np.add(buffer, self.dense(), out=buffer))
+        self._when_it_pays(self._add, buffer)
 
     def dense(self) -> Array:
         return self._multiply(empty(self.shape, self.dtype))
@@ -50,24 +53,28 @@ class ProductGradient:
     def _multiply(self, out: Array) -> Array:
         return np.matmul(self.a.T, self.b, out=out)
 
-    def _when_it_pays(self, work: Callable[[], Any]) -> None:
+    def _add(self, out: Array) -> Array:
+        return np.add(out, self.dense(), out=out)
+
+    def _when_it_pays(self, work: Callable[[Array], Array], buffer: Array) -> None:
         if self.a.size * self.b.shape[1] < WORTH_A_THREAD:
-            work()
+            work(buffer)
         else:
-            later(work)
+            later(lambda: work(buffer))
 
 
 @linear.register(np.ndarray)
 def fast_linear(x: Array, weight: Array, bias: Array) -> Any:
     """y = x Wᵀ + b with the leading axes of x as one axis of rows."""
+    dtype = x.dtype
     if not (
         type(weight) is np.ndarray
-        and x.dtype == weight.dtype
-        and x.dtype in FLOATS
+        and dtype is weight.dtype
+        and dtype in FLOATS
         and x.ndim > 1
         and weight.ndim == 2
         and x.shape[-1] == weight.shape[1]
-        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == x.dtype))
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == dtype))
     ):
         return NotImplemented
     shape = x.shape
@@ -81,17 +88,24 @@ def fast_linear(x: Array, weight: Array, bias: Array) -> Any:
     def dweight(dy: Array) -> ProductGradient:
         return ProductGradient(dy.reshape(-1, features), rows)
 
-    def dbias(dy: Array) -> Array:
-        return column_sums(dy.reshape(-1, features))
+    dbias = None
+    if bias is not None:
 
-    return y.reshape(*shape[:-1], features), (dx, dweight, dbias)
+        def dbias(dy: Array) -> Array:
+            return column_sums(dy.reshape(-1, features))
+
+    return y.reshape((*shape[:-1], features)), (dx, dweight, dbias)
 
 
 def product(a: Array, b: Array, bias: Array = None) -> Array:
     """a b + bias, in pieces of rows (of columns, where a has few) for the threads."""
     (m, k), n = a.shape, b.shape[1]
+    size = m * n * k
+    if size <= TOO_SMALL_FOR_BLAS_THREADS:
+        out = a @ b
+        return out if bias is None else np.add(out, bias, out=out)
     out = empty((m, n), a.dtype)
-    if m * n * k < WORTH_A_THREAD:
+    if size < WORTH_A_THREAD:
         with single_threaded_blas:
             np.matmul(a, b, out=out)
         if bias is not None:
@@ -122,7 +136,12 @@ def column_sums(x: Array) -> Array:
     """Σ over rows, as the product of a row of ones with x (N, C): BLAS adds faster than np.sum
     does.
     """
-    return np.ones(len(x), x.dtype) @ x
+    return ones(len(x), x.dtype) @ x
+
+
+@functools.lru_cache(maxsize=64)
+def ones(length: int, dtype: DType) -> Array:
+    return np.ones(length, dtype)
 
 
 class RowsGradient:

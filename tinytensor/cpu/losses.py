@@ -6,6 +6,7 @@ whose gradient is then one multiplication and one subtraction per row.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,19 @@ def fast_softmax(x: Array, axis: int = -1) -> Any:
     step = PIECE // width
     ones = np.ones(width, x.dtype)
     low, high = SAFE_SUMS[x.dtype.itemsize]
+    highest = math.log(high)
     y = empty(rows.shape, x.dtype)
     for i in range(0, len(rows), step):
         out = y[i : i + step]
         source = rows[i : i + step]
-        # Without the row's maximum first: in short rows that costs more than the exponential. The
-        # sums show whether it was safe.
-        with np.errstate(over="ignore"):
+        # Without each row's maximum: in short rows that costs more than the exponential. The
+        # largest number of all and the sums show whether it was safe.
+        safe = source.max() < highest
+        if safe:
             np.exp(source, out=out)
-        total = out @ ones
-        if not (total.min() > low and total.max() < high):  # also where a sum is nan
+            total = out @ ones
+            safe = total.min() > low
+        if not safe:  # also where there is a nan
             with np.errstate(invalid="ignore"):  # a row of -inf is nan, as in the reference
                 np.subtract(source, source.max(axis=1, keepdims=True), out=out)
             np.exp(out, out=out)

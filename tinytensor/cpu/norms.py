@@ -6,11 +6,12 @@ reductions over a short last axis are several times slower.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
-from ..backend import Array
+from ..backend import Array, DType
 from ..ops.network import layer_norm
 from .linear import FLOATS, column_sums
 from .pool import empty
@@ -20,34 +21,36 @@ PIECE = 1 << 15  # numbers in a piece: 128 KB of float32
 
 @layer_norm.register(np.ndarray)
 def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: float = 1e-5) -> Any:
-    """y = n · weight + bias with n = (x - mean) · rstd; n and rstd are kept."""
+    """y = n · weight + bias with n = (x - mean) · rstd; n and rstd are kept.
+
+    dx = rstd · (dy · weight - Σ dy · share - n · Σ dy · n · share) with share = weight / C;
+    dweight = Σ dy · n over the rows, dbias = Σ dy.
+    """
+    dtype = x.dtype
     if (
         ndim != 1
         or x.ndim < 1
-        or x.dtype not in FLOATS
+        or dtype not in FLOATS
         or not 0 < x.shape[-1] <= PIECE
         or x.size == 0
-        or any(
-            p is not None and (p.dtype != x.dtype or p.shape != x.shape[-1:])
-            for p in (weight, bias)
-        )
+        or not _fits(weight, x)
+        or not _fits(bias, x)
     ):
         return NotImplemented
     shape, channels = x.shape, x.shape[-1]
     rows = x.reshape(-1, channels)
-    step = PIECE // channels
-    share = np.full(channels, 1 / channels, x.dtype)  # row @ share is the row's mean
-    n, y = empty(rows.shape, x.dtype), empty(rows.shape, x.dtype)
-    rstd = np.empty((len(rows), 1), x.dtype)
-    for i in range(0, len(rows), step):
-        piece, out = n[i : i + step], y[i : i + step]
-        source = rows[i : i + step]
-        np.subtract(source, (source @ share)[:, None], out=piece)
+    count, step = len(rows), PIECE // channels
+    mean_of = _shares(channels, dtype)  # row @ mean_of is the row's mean
+    n, y = empty(rows.shape, dtype), empty(rows.shape, dtype)
+    rstd = np.empty(count, dtype)
+    for i in range(0, count, step):
+        source, piece, out, r = (a[i : i + step] for a in (rows, n, y, rstd))
+        np.subtract(source, (source @ mean_of)[:, None], out=piece)
         np.multiply(piece, piece, out=out)
-        r = rstd[i : i + step]
-        np.sqrt(out @ share + x.dtype.type(eps), out=r[:, 0])
+        np.add(out @ mean_of, dtype.type(eps), out=r)
+        np.sqrt(r, out=r)
         np.divide(1, r, out=r)
-        np.multiply(piece, r, out=piece)
+        np.multiply(piece, r[:, None], out=piece)
         if weight is None:
             out[...] = piece
         else:
@@ -55,36 +58,39 @@ def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: fl
         if bias is not None:
             np.add(out, bias, out=out)
 
-    def dx(dy: Array) -> Array:
+    def vjp(dy: Array) -> tuple[Array, Array, Array]:
         dy = dy.reshape(-1, channels)
-        out = empty(dy.shape, dy.dtype)
-        scratch = np.empty((min(step, len(dy)), channels), dy.dtype)
-        for i in range(0, len(dy), step):
-            dn, piece = out[i : i + step], n[i : i + step]
-            product = scratch[: len(dn)]
-            if weight is None:
-                dn[...] = dy[i : i + step]
-            else:
-                np.multiply(dy[i : i + step], weight, out=dn)
-            np.multiply(dn, piece, out=product)
-            along = product @ share
-            np.subtract(dn, (dn @ share)[:, None], out=dn)
-            np.multiply(piece, along[:, None], out=product)
-            np.subtract(dn, product, out=dn)
-            np.multiply(dn, rstd[i : i + step], out=dn)
-        return out.reshape(shape)
+        dx = empty(dy.shape, dtype)
+        scratch = np.empty((min(step, count), channels), dtype)
+        share = _shares(channels, dtype)
+        if weight is not None:
+            share = weight * share
+        dweight, dbias = np.zeros(channels, dtype), np.zeros(channels, dtype)
+        for i in range(0, count, step):
+            given, piece, out, r = (a[i : i + step] for a in (dy, n, dx, rstd))
+            product = scratch[: len(given)]
+            np.multiply(given, piece, out=product)
+            if weight is not None:
+                dweight += column_sums(product)
+            if bias is not None:
+                dbias += column_sums(given)
+            np.multiply(piece, (product @ share)[:, None], out=product)
+            np.subtract(given if weight is None else given * weight, product, out=out)
+            np.subtract(out, (given @ share)[:, None], out=out)
+            np.multiply(out, r[:, None], out=out)
+        return (
+            dx.reshape(shape),
+            None if weight is None else dweight,
+            None if bias is None else dbias,
+        )
 
-    def dweight(dy: Array) -> Array:
-        dy = dy.reshape(-1, channels)
-        total = np.zeros(channels, dy.dtype)
-        scratch = np.empty((min(step, len(dy)), channels), dy.dtype)
-        for i in range(0, len(dy), step):
-            product = scratch[: len(dy) - i]
-            np.multiply(dy[i : i + step], n[i : i + step], out=product)
-            total += column_sums(product)
-        return total
+    return y.reshape(shape), vjp
 
-    def dbias(dy: Array) -> Array:
-        return column_sums(dy.reshape(-1, channels))
 
-    return y.reshape(shape), (dx, dweight, dbias)
+def _fits(parameter: Array, x: Array) -> bool:
+    return parameter is None or (parameter.dtype == x.dtype and parameter.shape == x.shape[-1:])
+
+
+@functools.lru_cache(maxsize=64)
+def _shares(channels: int, dtype: DType) -> Array:
+    return np.full(channels, 1 / channels, dtype)

@@ -42,14 +42,10 @@ class Pool(threading.local):
 
     def empty(self, shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray[Any, Any]:
         """An uninitialised C-contiguous array."""
-        dtype = np.dtype(dtype)
-        count = math.prod(shape)
-        nbytes = count * dtype.itemsize
+        nbytes = math.prod(shape) * (dtype := np.dtype(dtype)).itemsize
         if nbytes < SMALLEST:
             return np.empty(shape, dtype)
-        block = self._take(_size_class(nbytes))
-        array: np.ndarray[Any, Any] = block[:nbytes].view(dtype).reshape(shape)
-        return array
+        return np.ndarray(shape, dtype, self._take(_size_class(nbytes)))
 
     def _take(self, size: int) -> np.ndarray[Any, Any]:
         blocks = self._blocks.get(size)

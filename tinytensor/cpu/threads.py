@@ -16,6 +16,7 @@ it was.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -90,12 +91,27 @@ class _Workers:
         return self._workers[index]
 
 
+def _thread_functions(library: Any) -> tuple[Callable[[], int], Callable[[int], object]]:
+    """A BLAS library's two functions that read and write how many threads it uses.
+
+    threadpoolctl looks them up by name in every call, which costs as much as a small product.
+    """
+    if library.internal_api == "openblas" and library.threading_layer != "openmp":
+        for prefix, suffix in itertools.product(("", "scipy_"), ("", "64_", "_64")):
+            names = [f"{prefix}openblas_{verb}_num_threads{suffix}" for verb in ("get", "set")]
+            if all(hasattr(library.dynlib, name) for name in names):
+                return getattr(library.dynlib, names[0]), getattr(library.dynlib, names[1])
+    return library.get_num_threads, library.set_num_threads
+
+
 class _SingleThreadedBlas:
     """`with`: BLAS computes on one thread; the setting comes back when the last block is left."""
 
     def __init__(self) -> None:
         blas = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
-        self._libraries = [library for library in blas if library.get_num_threads() is not None]
+        self._functions = [
+            _thread_functions(library) for library in blas if library.get_num_threads() is not None
+        ]
         self._previous: list[int] = []
         self._depth = 0
         self._lock = threading.Lock()
@@ -104,10 +120,10 @@ class _SingleThreadedBlas:
         with self._lock:
             self._depth += 1
             if self._depth == 1:
-                self._previous = [library.get_num_threads() for library in self._libraries]
-                if self._previous != [1] * len(self._previous):
-                    for library in self._libraries:
-                        library.set_num_threads(1)
+                self._previous = [get() for get, _ in self._functions]
+                for (_, put), threads in zip(self._functions, self._previous, strict=True):
+                    if threads != 1:
+                        put(1)
 
     def __exit__(
         self,
@@ -117,13 +133,14 @@ class _SingleThreadedBlas:
     ) -> None:
         with self._lock:
             self._depth -= 1
-            if self._depth == 0 and self._previous != [1] * len(self._previous):
-                for library, threads in zip(self._libraries, self._previous, strict=True):
-                    library.set_num_threads(threads)
+            if self._depth == 0:
+                for (_, put), threads in zip(self._functions, self._previous, strict=True):
+                    if threads != 1:
+                        put(threads)
 
     def threads(self) -> int:
         """How many threads BLAS was told to use, by its environment variables or by the machine."""
-        return max((library.get_num_threads() for library in self._libraries), default=1)
+        return max((get() for get, _ in self._functions), default=1)
 
 
 workers = _Workers()
