@@ -17,7 +17,8 @@ import inspect
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import CellType, FunctionType, MethodType, TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -327,6 +328,9 @@ class Walk(Protocol):
     def end(self) -> None:
         """The walk is over, or failed."""
 
+    def aside(self) -> AbstractContextManager[None]:
+        """Inside the `with` block things are computed as they would be outside the walk."""
+
 
 _beside: list[Walk] = []
 
@@ -334,6 +338,15 @@ _beside: list[Walk] = []
 def during_walk(walk: Walk) -> None:
     """Have `walk` told of every backward walk from now on."""
     _beside.append(walk)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """For a forward pass inside a backward walk: it gives the bits that it would give outside."""
+    with ExitStack() as stack:
+        for walk in _beside:
+            stack.enter_context(walk.aside())
+        yield
 
 
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")  # inf and nan come in silence

@@ -139,9 +139,10 @@ def fast_attention(
 
     def forward(first: int, last: int) -> None:
         for group, i, j, s in blocks(first, last):
-            scaled = q[group][:, :, i:j] * factor
+            rows = q[group][:, :, i:j]
+            scaled = np.multiply(rows, factor, out=empty(rows.shape, dtype))
             e = exponentials(group, i, j, s, scaled, True)
-            out = np.matmul(e, v[group][:, :, :s])
+            out = np.matmul(e, v[group][:, :, :s], out=empty((*rows.shape[:3], E), dtype))
             np.divide(out, sums[group][:, :, i:j], out=y[group][:, :, i:j])
             if keep:
                 kept[group[0].start, group[1].start, i] = e
@@ -198,7 +199,8 @@ def _short_attention(
     def forward(first: int, last: int) -> None:
         for group in groups[first:last]:
             e = p[group]
-            np.matmul(q[group] * factor, k[group].swapaxes(2, 3), out=e)
+            scaled = np.multiply(q[group], factor, out=empty((*e.shape[:3], D), dtype))
+            np.matmul(scaled, k[group].swapaxes(2, 3), out=e)
             safe = e.max() < highest
             if safe:
                 np.exp(e, out=e)
@@ -207,7 +209,7 @@ def _short_attention(
                 total = np.matmul(e, ones(S, dtype))
                 safe = total.min() > low
             if not safe:  # also where there is a nan
-                np.matmul(q[group] * factor, k[group].swapaxes(2, 3), out=e)
+                np.matmul(scaled, k[group].swapaxes(2, 3), out=e)
                 if visible is not None:
                     np.copyto(e, -math.inf, where=~visible)
                 with np.errstate(invalid="ignore"):

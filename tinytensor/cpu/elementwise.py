@@ -15,7 +15,7 @@ from .linear import FLOATS
 from .pool import SMALLEST, empty
 from .threads import split
 
-PIECE = 1 << 17  # numbers in a piece: many enough that calls cost nothing, few enough for a cache
+PIECE = 1 << 16  # numbers in a piece: many enough that calls cost little, few enough for a cache
 LONG = 1 << 17  # numbers in a chain that takes another thread longer than it takes to wake it
 
 
@@ -36,7 +36,7 @@ def fast_gelu(x: Array, approximate: str = "none") -> Any:
     limit = _constant(87.0 if x.dtype == np.float32 else 708.0, x.dtype)
 
     def piece(start: int, stop: int) -> None:
-        square, sigmoid, scratch = (np.empty(min(PIECE, stop - start), x.dtype) for _ in range(3))
+        square, sigmoid, scratch = (empty((min(PIECE, stop - start),), x.dtype) for _ in range(3))
         for i in range(start, stop, PIECE):
             a = source[i : min(i + PIECE, stop)]
             q, s, t = square[: len(a)], sigmoid[: len(a)], scratch[: len(a)]

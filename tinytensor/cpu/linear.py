@@ -98,7 +98,10 @@ def fast_linear(x: Array, weight: Array, bias: Array) -> Any:
 
 
 def product(a: Array, b: Array, bias: Array = None) -> Array:
-    """a b + bias, in pieces of rows (of columns, where a has few) for the threads."""
+    """a b + bias, in pieces of the longer side of the result for the threads.
+
+    BLAS packs the whole of the other matrix for each piece: so that is the smaller one.
+    """
     (m, k), n = a.shape, b.shape[1]
     size = m * n * k
     if size <= TOO_SMALL_FOR_BLAS_THREADS:
@@ -125,7 +128,7 @@ def product(a: Array, b: Array, bias: Array = None) -> Array:
             np.add(piece, bias[start:stop], out=piece)
 
     with single_threaded_blas:
-        if m >= 128 or n < m:
+        if m >= n:
             split(m, max(1, WORTH_A_THREAD // (k * n)), rows)
         else:
             split(n, max(1, WORTH_A_THREAD // (m * k)), columns)

@@ -15,8 +15,10 @@ from ..backend import Array
 from ..ops.network import check_range, cross_entropy, softmax
 from .linear import FLOATS
 from .pool import empty
+from .threads import single_threaded_blas, split
 
 PIECE = 1 << 16  # numbers in a piece: 256 KB of float32
+LONG = 1 << 17  # numbers that take another thread longer than it takes to wake it
 # Sums of exponentials that say that none of them overflowed, and that they did not all vanish; by
 # the size of their dtype in bytes.
 SAFE_SUMS = {4: (1e-30, 1e30), 8: (1e-200, 1e200)}
@@ -104,16 +106,20 @@ def fast_cross_entropy(
     ones = np.ones(width, logits.dtype)
     p = empty(logits.shape, logits.dtype)
     each = np.empty(count, logits.dtype)
-    for i in range(0, count, step):
-        source, out = logits[i : i + step], p[i : i + step]
-        rows = np.arange(len(out))
-        chosen = index[i : i + step]
-        np.subtract(source, source.max(axis=1, keepdims=True), out=out)
-        each[i : i + step] = out[rows, chosen]
-        np.exp(out, out=out)
-        total = out @ ones
-        np.divide(out, total[:, None], out=out)
-        np.subtract(np.log(total), each[i : i + step], out=each[i : i + step])
+
+    def forward(start: int, stop: int) -> None:
+        for i in range(start, stop, step):
+            part = slice(i, min(i + step, stop))
+            source, out, chosen = logits[part], p[part], each[part]
+            np.subtract(source, source.max(axis=1, keepdims=True), out=out)
+            chosen[...] = out[np.arange(len(out)), index[part]]
+            np.exp(out, out=out)
+            total = out @ ones
+            np.divide(out, total[:, None], out=out)
+            np.subtract(np.log(total), chosen, out=chosen)
+
+    with single_threaded_blas:
+        split(count, -(-LONG // width), forward)
     if used < count:
         each = np.where(valid, each, 0)
     y = each.sum()
@@ -126,7 +132,11 @@ def fast_cross_entropy(
             np.full(count, share) if used == count else np.where(valid, share, logits_dtype(0))
         )
         out = empty(p.shape, p.dtype)
-        np.multiply(p, per_row[:, None], out=out)
+
+        def backward(start: int, stop: int) -> None:
+            np.multiply(p[start:stop], per_row[start:stop, None], out=out[start:stop])
+
+        split(count, -(-LONG // width), backward)
         out[np.arange(count), index] -= per_row
         return out
 

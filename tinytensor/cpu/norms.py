@@ -15,8 +15,10 @@ from ..backend import Array, DType
 from ..ops.network import layer_norm
 from .linear import FLOATS, column_sums
 from .pool import empty
+from .threads import split
 
 PIECE = 1 << 15  # numbers in a piece: 128 KB of float32
+LONG = 1 << 17  # numbers that take another thread longer than it takes to wake it
 
 
 @layer_norm.register(np.ndarray)
@@ -43,41 +45,58 @@ def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: fl
     mean_of = _shares(channels, dtype)  # row @ mean_of is the row's mean
     n, y = empty(rows.shape, dtype), empty(rows.shape, dtype)
     rstd = np.empty(count, dtype)
-    for i in range(0, count, step):
-        source, piece, out, r = (a[i : i + step] for a in (rows, n, y, rstd))
-        np.subtract(source, (source @ mean_of)[:, None], out=piece)
-        np.multiply(piece, piece, out=out)
-        np.add(out @ mean_of, dtype.type(eps), out=r)
-        np.sqrt(r, out=r)
-        np.divide(1, r, out=r)
-        np.multiply(piece, r[:, None], out=piece)
-        if weight is None:
-            out[...] = piece
-        else:
-            np.multiply(piece, weight, out=out)
-        if bias is not None:
-            np.add(out, bias, out=out)
+
+    def forward(start: int, stop: int) -> None:
+        for i in range(start, stop, step):
+            part = slice(i, min(i + step, stop))
+            source, piece, out, r = rows[part], n[part], y[part], rstd[part]
+            np.subtract(source, (source @ mean_of)[:, None], out=piece)
+            np.multiply(piece, piece, out=out)
+            np.add(out @ mean_of, dtype.type(eps), out=r)
+            np.sqrt(r, out=r)
+            np.divide(1, r, out=r)
+            np.multiply(piece, r[:, None], out=piece)
+            if weight is None:
+                out[...] = piece
+            else:
+                np.multiply(piece, weight, out=out)
+            if bias is not None:
+                np.add(out, bias, out=out)
+
+    split(count, -(-LONG // channels), forward)
 
     def vjp(dy: Array) -> tuple[Array, Array, Array]:
         dy = dy.reshape(-1, channels)
         dx = empty(dy.shape, dtype)
-        scratch = np.empty((min(step, count), channels), dtype)
         share = _shares(channels, dtype)
         if weight is not None:
             share = weight * share
-        dweight, dbias = np.zeros(channels, dtype), np.zeros(channels, dtype)
-        for i in range(0, count, step):
-            given, piece, out, r = (a[i : i + step] for a in (dy, n, dx, rstd))
-            product = scratch[: len(given)]
-            np.multiply(given, piece, out=product)
-            if weight is not None:
-                dweight += column_sums(product)
-            if bias is not None:
-                dbias += column_sums(given)
-            np.multiply(piece, (product @ share)[:, None], out=product)
-            np.subtract(given if weight is None else given * weight, product, out=out)
-            np.subtract(out, (given @ share)[:, None], out=out)
-            np.multiply(out, r[:, None], out=out)
+        sums: list[tuple[Array, Array]] = []
+
+        def backward(start: int, stop: int) -> None:
+            dweight, dbias = np.zeros(channels, dtype), np.zeros(channels, dtype)
+            scratch = empty((min(step, stop - start), channels), dtype)
+            for i in range(start, stop, step):
+                part = slice(i, min(i + step, stop))
+                given, piece, out, r = dy[part], n[part], dx[part], rstd[part]
+                product = scratch[: len(given)]
+                np.multiply(given, piece, out=product)
+                if weight is not None:
+                    dweight += column_sums(product)
+                if bias is not None:
+                    dbias += column_sums(given)
+                np.multiply(piece, (product @ share)[:, None], out=product)
+                if weight is None:
+                    np.subtract(given, product, out=out)
+                else:
+                    np.multiply(given, weight, out=out)
+                    np.subtract(out, product, out=out)
+                np.subtract(out, (given @ share)[:, None], out=out)
+                np.multiply(out, r[:, None], out=out)
+            sums.append((dweight, dbias))
+
+        split(count, -(-LONG // channels), backward)
+        dweight, dbias = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
         return (
             dx.reshape(shape),
             None if weight is None else dweight,

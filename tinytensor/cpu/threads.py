@@ -19,7 +19,8 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -205,6 +206,18 @@ class _Walk(threading.local):
         task, self.task = self.task, None
         if task is not None:
             task.wait()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Compute as outside the walk; its queue is waited for, and counts as busy again after."""
+        depth, task = self.depth, self.task
+        if task is not None:
+            task.wait()
+        self.depth, self.task = 0, None
+        try:
+            yield
+        finally:
+            self.depth, self.task = depth, task
 
     def busy(self) -> bool:
         """Whether the worker has a queue, behind which a split would have to wait."""

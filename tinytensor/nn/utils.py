@@ -14,6 +14,7 @@ import numpy as np
 
 from ..autograd import note_write
 from ..backend import Array, array_module, default_dtype
+from ..cpu.threads import single_threaded_blas, split
 from ..ops import concatenate
 from ..optim.flat import flat_gradients
 from ..tensor import Tensor, as_tensor
@@ -25,9 +26,8 @@ __all__ = [
     "vector_to_parameters",
 ]
 
-_BLOCK = (
-    1 << 13
-)  # numbers summed at a time: small enough for the cache, and for float32's precision
+_BLOCK = 1 << 13  # numbers summed in the gradient's own precision, before float64 takes over
+_LONG = 1 << 20  # numbers that take another thread longer than it takes to wake it
 
 
 def clip_grad_norm_(
@@ -59,9 +59,22 @@ def clip_grad_norm_(
     scale = xp.minimum(max_norm / (total + 1e-6), 1.0).astype(total.dtype)
     if xp is not np or not scale >= 1.0:  # on a GPU, looking would mean waiting
         for array in arrays:
-            array *= scale.astype(array.dtype)
+            _scale(array, scale.astype(array.dtype))
             note_write(array)
     return as_tensor(total)
+
+
+def _scale(array: Array, factor: Array) -> None:
+    """array *= factor, on the CPU by all threads where it is long."""
+    if type(array) is not np.ndarray:
+        array *= factor
+        return
+    flat = array.reshape(-1)  # a view: gradients are contiguous
+
+    def scale(start: int, stop: int) -> None:
+        np.multiply(flat[start:stop], factor, out=flat[start:stop])
+
+    split(flat.size, _LONG, scale)
 
 
 def _power_sum(array: Array, norm_type: float) -> Array:
@@ -78,9 +91,16 @@ def _power_sum(array: Array, norm_type: float) -> Array:
         return xp.sum(xp.abs(flat) ** norm_type)
     if xp is not np:
         return xp.sum(xp.square(flat))
-    sums = [
-        float(np.dot(b, b)) for b in (flat[i : i + _BLOCK] for i in range(0, flat.size, _BLOCK))
-    ]
+    blocks = flat[: flat.size // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
+    rest = flat[blocks.size :]
+    sums = np.empty(len(blocks) + 1)
+    sums[-1] = np.dot(rest, rest)
+
+    def add_up(start: int, stop: int) -> None:
+        sums[start:stop] = np.vecdot(blocks[start:stop], blocks[start:stop])
+
+    with single_threaded_blas:
+        split(len(blocks), _LONG // _BLOCK, add_up)
     return np.asarray(math.fsum(sums), flat.dtype)
 
 

@@ -20,12 +20,14 @@ import numpy as np
 
 from ..autograd import enable_grad, note_write
 from ..backend import Array, array_module, is_floating
+from ..cpu.pool import pool
+from ..cpu.threads import split
 from ..tensor import Tensor
 from . import saved
 from .flat import FlatBuffer, Run, flat_gradients
 
-# Elements of one pass: five float32 stretches of this length stay in a core's second-level cache.
-CHUNK = 1 << 15
+# Elements of one pass: the scratch arrays stay in a cache, and two threads meet seldom in Python.
+CHUNK = 1 << 18
 
 Group = dict[str, Any]
 Params = Iterable[Tensor] | Iterable[Group]
@@ -52,7 +54,6 @@ class Optimizer:
         self.param_groups: list[Group] = []
         # For each group, its parameters when they were last put into buffers, and the buffers.
         self._arranged: list[tuple[list[Tensor], list[FlatBuffer]]] = []
-        self._scratch: dict[Any, tuple[Array, Array]] = {}
         name = type(self).__name__
         if isinstance(params, Tensor | Mapping | set | frozenset):
             raise TypeError(
@@ -221,17 +222,26 @@ class Optimizer:
         self, buffer: FlatBuffer, run: Run, arrays: Sequence[Array], step: int, group: Group
     ) -> None:
         note_write(buffer.values[run.span])
-        for part in _chunks(run.span, CHUNK if buffer.device.type == "cpu" else buffer.size):
-            state = [array[part] for array in arrays]
-            scratch = self._scratch_for(buffer, part)
-            value, gradient = buffer.values[part], buffer.gradients[part]
-            if buffer.dtype == buffer.precision:
-                self._update(value, gradient, state, step, group, scratch)
-            else:
-                master = buffer.state_array("master")[part]
-                _follow(master, value)
-                self._update(master, gradient.astype(master.dtype), state, step, group, scratch)
-                value[...] = master
+        first, count = run.span.start, run.span.stop - run.span.start
+
+        def update(start: int, stop: int) -> None:
+            on_cpu = buffer.device.type == "cpu"
+            for part in _chunks(first + start, first + stop, CHUNK if on_cpu else count):
+                state = [array[part] for array in arrays]
+                scratch = _scratch(buffer, part)
+                value, gradient = buffer.values[part], buffer.gradients[part]
+                if buffer.dtype == buffer.precision:
+                    self._update(value, gradient, state, step, group, scratch)
+                else:
+                    master = buffer.state_array("master")[part]
+                    _follow(master, value)
+                    self._update(master, gradient.astype(master.dtype), state, step, group, scratch)
+                    value[...] = master
+
+        if buffer.device.type == "cpu":
+            split(count, CHUNK, update)
+        else:
+            update(0, count)
         for index in range(run.first, run.last):
             buffer.steps[index] = step
 
@@ -253,19 +263,6 @@ class Optimizer:
         `gradient` must not be written; the two scratch arrays, of the same length, may.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how it updates a parameter")
-
-    def _scratch_for(self, buffer: FlatBuffer, part: slice) -> tuple[Array, Array]:
-        length = part.stop - part.start
-        if buffer.device.type != "cpu":  # CuPy's memory pool makes new arrays cheap
-            xp = array_module(buffer.values)
-            return xp.empty(length, buffer.precision), xp.empty(length, buffer.precision)
-        if buffer.precision not in self._scratch:
-            self._scratch[buffer.precision] = (
-                np.empty(CHUNK, buffer.precision),
-                np.empty(CHUNK, buffer.precision),
-            )
-        first, second = self._scratch[buffer.precision]
-        return first[:length], second[:length]
 
     # --- state ----------------------------------------------------------------------------------
 
@@ -308,9 +305,16 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
 
-def _chunks(span: slice, length: int) -> Iterator[slice]:
-    for start in range(span.start, span.stop, max(length, 1)):
-        yield slice(start, min(start + length, span.stop))
+def _chunks(start: int, stop: int, length: int) -> Iterator[slice]:
+    for at in range(start, stop, max(length, 1)):
+        yield slice(at, min(at + length, stop))
+
+
+def _scratch(buffer: FlatBuffer, part: slice) -> tuple[Array, Array]:
+    """Two arrays for an update to write into."""
+    empty = pool.empty if buffer.device.type == "cpu" else array_module(buffer.values).empty
+    shape = (part.stop - part.start,)
+    return empty(shape, buffer.precision), empty(shape, buffer.precision)
 
 
 def _follow(master: Array, value: Array) -> None:
