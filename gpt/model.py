@@ -17,41 +17,58 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import tinytensor as tt
 from tinytensor import Tensor, nn
 from tinytensor.nn import functional as F
+from tinytensor.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from gpt.cache import KeyValueCache, LayerCache
 
 
 class LanguageModel(nn.Module):
     """What both models are to the rest of the package: token numbers in, logits and a loss out.
 
-    A subclass sets `block_size`, the longest context that it can read, and defines `logits`.
+    A subclass sets `vocab_size` and `block_size`, the longest context that it can read, and
+    defines `logits`.
     """
 
+    vocab_size: int
     block_size: int
 
     def logits(self, idx: Tensor) -> Tensor:
-        """Scores (B, T, V) of every possible next token, after each position of `idx` (B, T)."""
+        """Scores (B, T, V) of every possible next token, after each position of `idx` (B, T).
+
+        Columns beyond `vocab_size`, if there are any, are padding: softmax makes them 0.
+        """
         raise NotImplementedError
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The logits (B, T, V) and, where `targets` (B, T) are given, their mean cross-entropy.
 
-        `targets` are the tokens that come next: `idx` moved by one place. The loss is in nats per
+        `targets` are the tokens that come next: `idx` moved by one place (the data moves it, see
+        `gpt/data.py`; nothing is moved here, so it cannot be moved twice). The loss is in nats per
         token. Raises ValueError for a shape and TypeError for a dtype that cannot be token numbers.
         """
         check_token_ids(idx, self.block_size)
+        check_vocabulary("input", idx, self.vocab_size)
         logits = self.logits(idx)
         if targets is None:
-            return logits, None
+            return self._unpadded(logits), None
         if targets.shape != idx.shape:
             raise ValueError(
                 f"targets are {tuple(targets.shape)} but the input is {tuple(idx.shape)}; "
                 "they are the input moved by one token and have its shape"
             )
-        V = logits.shape[-1]
-        return logits, F.cross_entropy(logits.view(-1, V), targets.reshape(-1))
+        check_vocabulary("targets", targets, self.vocab_size)
+        loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+        return self._unpadded(logits), loss
+
+    def _unpadded(self, logits: Tensor) -> Tensor:
+        V = self.vocab_size
+        return logits if logits.shape[-1] == V else logits[..., :V]
 
     @tt.no_grad()
     def generate(
@@ -93,6 +110,18 @@ def check_token_ids(idx: Tensor, block_size: int) -> None:
         )
 
 
+def check_vocabulary(what: str, ids: Tensor, vocab_size: int) -> None:
+    """Names a token that is none: a row of padding would be looked up as if it were one.
+
+    Numbers on a GPU are not looked at: the answer would have to be waited for.
+    """
+    if ids.device.type == "cpu" and (largest := int(ids.numpy().max())) >= vocab_size:
+        raise IndexError(
+            f"the {what}: token {largest} is out of range: there are {vocab_size:,} tokens, "
+            "numbered from 0"
+        )
+
+
 # ---- The article's model: attention with every step in sight ----
 
 
@@ -126,7 +155,11 @@ class Head(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """H heads side by side, each D wide, concatenated to C = H·D and mixed by one projection."""
+    """H heads side by side, each D wide, concatenated to C = H·D and mixed by one projection.
+
+    It computes `tt.cat([head(x) for head in self.sa_head], dim=-1)`, for all heads at once: the
+    rows of their weights under each other make one product of many small ones. A test compares.
+    """
 
     def __init__(self, embed_size: int, num_head: int, block_size: int, dropout: float = 0.0):
         super().__init__()
@@ -135,11 +168,23 @@ class MultiHeadAttention(nn.Module):
             [Head(embed_size, head_size, block_size, dropout) for _ in range(num_head)]
         )
         self.proj = nn.Linear(embed_size, embed_size)
+        self.attention_dropout = dropout
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = tt.cat([head(x) for head in self.sa_head], dim=-1)  # (B, T, C)
-        return self.dropout(self.proj(x))
+        B, T, C = x.shape
+        H, D = len(self.sa_head), C // len(self.sa_head)
+        weights = [head.query.weight for head in self.sa_head]
+        weights += [head.key.weight for head in self.sa_head]
+        weights += [head.value.weight for head in self.sa_head]
+        q, k, v = F.linear(x, tt.cat(weights)).split(H * D, dim=2)  # (B, T, H·D) each
+        q = q.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
+        k = k.view(B, T, H, D).transpose(1, 2)
+        v = v.view(B, T, H, D).transpose(1, 2)
+        dropout = self.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = y.transpose(1, 2).reshape(B, T, H * D)  # heads side by side again
+        return self.dropout(self.proj(y))
 
 
 class FeedForward(nn.Module):
@@ -202,6 +247,7 @@ class BigramLanguageModel(LanguageModel):
         )
         check_heads(embed_size, num_head)
         check_dropout(dropout)
+        self.vocab_size = vocab_size
         self.block_size = block_size
         self.token_embedding_table = nn.Embedding(vocab_size, embed_size)
         self.positional_embedding = nn.Embedding(block_size, embed_size)
@@ -242,6 +288,8 @@ class GPTConfig:
     tied: bool = True  # one table both reads tokens in and scores them at the end
     activation: str = "gelu_tanh"
     head_bias: bool = False  # GPT-2's head has none; the article's has one
+    vocab_multiple: int = 1  # the token table is padded to a multiple of this; GPUs like 64 or 128
+    checkpointing: bool = False  # keep only what goes into each block, and run it again backwards
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -250,6 +298,7 @@ class GPTConfig:
             n_layer=self.n_layer,
             n_head=self.n_head,
             n_embd=self.n_embd,
+            vocab_multiple=self.vocab_multiple,
         )
         check_heads(self.n_embd, self.n_head)
         check_dropout(self.dropout)
@@ -258,12 +307,21 @@ class GPTConfig:
                 f"activation is {self.activation!r}; known are {', '.join(ACTIVATIONS)}"
             )
 
+    @property
+    def padded_vocab_size(self) -> int:
+        """The rows of the token table: 50,304 for GPT-2's 50,257 tokens in multiples of 64 or 128.
+
+        (50,304 is no power of two, as one may read; it is 393 · 128, so its tiles are all full.)
+        """
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
     def parameter_count(self) -> int:
         """How many numbers are learned, from the sizes alone: nothing is allocated.
 
-        A tied head is the token table, counted once. GPT-2's smallest has 124,439,808.
+        A tied head is the token table, counted once; rows of padding are counted, though they never
+        learn. GPT-2's smallest has 124,439,808.
         """
-        C, V = self.n_embd, self.vocab_size
+        C, V = self.n_embd, self.padded_vocab_size
         norm = C + C * self.bias
         attention = 4 * C * C + (3 * C + C) * self.bias  # c_attn (3C, C) and c_proj (C, C)
         mlp = 8 * C * C + (4 * C + C) * self.bias  # c_fc (4C, C) and c_proj (C, 4C)
@@ -273,7 +331,12 @@ class GPTConfig:
 
 
 class CausalSelfAttention(nn.Module):
-    """All heads at once: one projection in, one fused attention, one projection out."""
+    """All heads at once: one projection in, one fused attention, one projection out.
+
+    Position i reads positions 0, …, i: itself too, so no softmax is empty. What it may not read is
+    taken out before the softmax; zeroed after it, the rest would no longer sum to 1 and the future
+    would still be in the denominator.
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -284,7 +347,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(C, C, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         B, T, C = x.shape
         H, D = self.n_head, C // self.n_head
         q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
@@ -292,7 +355,10 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, H, D).transpose(1, 2)
         v = v.view(B, T, H, D).transpose(1, 2)
         dropout = self.attention_dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        mask, is_causal = None, True
+        if cache is not None:  # behind the keys and values of the tokens before, which it keeps
+            k, v, mask, is_causal = cache.extend(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=is_causal)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
@@ -322,8 +388,8 @@ class GPTBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -333,18 +399,56 @@ class Transformer(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList([GPTBlock(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.checkpointing = config.checkpointing
 
-    def forward(self, idx: Tensor) -> Tensor:
+    def forward(self, idx: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         T = idx.shape[1]
-        x = self.drop(self.wte(idx) + self.wpe(tt.arange(T, device=idx.device)))  # (B, T, C)
-        for block in self.h:
-            x = block(x)
+        positions = tt.arange(T, device=idx.device) if cache is None else cache.advance(T)
+        x = self.drop(self.wte(idx) + self.wpe(positions))  # (B, T, C)
+        for i, block in enumerate(self.h):
+            if cache is not None:
+                x = block(x, cache.layers[i])
+            else:
+                x = checkpoint(block, x) if self.checkpointing else block(x)
         return self.ln_f(x)
+
+
+class TokenHead(nn.Linear):
+    """From the channels of a position to the score of every token that may come next.
+
+    Rows that pad the vocabulary score PADDING_SCORE, whatever their weights: their probability is 0
+    and so is every gradient through them. Not −∞, so that whoever looks for numbers that are not
+    finite finds only those that should not be there.
+    """
+
+    padding: Tensor | None
+
+    def __init__(self, config: GPTConfig):
+        super().__init__(config.n_embd, config.padded_vocab_size, bias=config.head_bias)
+        padding = None
+        if config.padded_vocab_size > config.vocab_size:
+            padding = tt.zeros(config.padded_vocab_size)
+            padding[config.vocab_size :] = PADDING_SCORE
+        self.register_buffer("padding", padding, persistent=False)
+
+    def scores_bias(self) -> Tensor | None:
+        """What is added to the scores: the bias, the mark of the padding, both or neither."""
+        if self.padding is None or self.bias is None:
+            return self.bias if self.padding is None else self.padding
+        return self.bias + self.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.scores_bias())
+
+
+PADDING_SCORE = -1e9
+# The parameters that have one row for each token.
+TOKEN_ROWS = {"transformer.wte.weight", "lm_head.weight", "lm_head.bias"}
 
 
 class GPT(LanguageModel):
@@ -353,30 +457,78 @@ class GPT(LanguageModel):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
+        self.vocab_size = config.vocab_size
         self.block_size = config.block_size
         self.transformer = Transformer(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.lm_head = TokenHead(config)
         if config.tied:
+            # One object under two names: the optimizer sees it once, and its gradient is the sum of
+            # both uses. (A copy of the numbers would be tied until the first step only.)
             self.lm_head.weight = self.transformer.wte.weight
         self.initialize()
 
-    def logits(self, idx: Tensor) -> Tensor:
-        return self.lm_head(self.transformer(idx))  # (B, T, V)
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`LanguageModel.forward`; with a cache, `idx` goes on where the cache ends.
+
+        Only the new tokens are computed, and join the cache (`gpt/cache.py`).
+        """
+        if cache is None:
+            return super().forward(idx, targets)
+        if targets is not None:
+            raise ValueError("a cache is for writing text: it goes with no targets")
+        check_token_ids(idx, self.block_size)
+        check_vocabulary("input", idx, self.vocab_size)
+        return self._unpadded(self.logits(idx, cache)), None
+
+    def logits(self, idx: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        return self.lm_head(self.transformer(idx, cache))  # (B, T, V)
 
     def initialize(self) -> None:
-        """GPT-2's starting point: weights N(0, 0.02), biases 0, norms 1.
-
-        The two projections of a block that write into the residual stream start smaller by
-        1/√(2·n_layer): the stream is a sum of 2·n_layer such terms, and its variance should not
-        grow with the depth.
-        """
+        """GPT-2's starting point; each block adds to the stream twice. Rows of padding are 0."""
+        initialize_weights(self, residual_terms=2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif name.endswith("c_proj.weight"):
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
-            elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
+            if name in TOKEN_ROWS:
+                # Padding has no gradient: where it starts it stays, and decay has nothing to pull.
+                parameter.data[self.config.vocab_size :] = 0.0
+
+
+def initialize_weights(module: nn.Module, residual_terms: int) -> None:
+    """GPT-2's starting point: weights N(0, 0.02), biases 0, norms 1.
+
+    The projections that write into the residual stream (`c_proj`) start smaller by
+    1/√residual_terms: the stream is a sum of that many such terms, and its variance should not grow
+    with the depth. Embeddings are small too, not N(0, 1) as elsewhere: with a head that is tied to
+    them the first loss would be many times ln V. (The article "GPT2 From Scratch" has no such
+    initialisation, and says so.)
+    """
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif name.endswith("c_proj.weight"):
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(residual_terms))
+        elif parameter.dim() == 2:
+            nn.init.normal_(parameter, std=0.02)
+
+
+def without_padding(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """A GPT's state dict with one row for each token and no more: what other programs read."""
+    return {
+        name: tensor[: config.vocab_size] if name in TOKEN_ROWS else tensor
+        for name, tensor in state.items()
+    }
+
+
+def with_padding(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """A state dict without padding as a GPT of this configuration loads it: rows of zeros added."""
+
+    def padded(rows: Tensor) -> Tensor:
+        missing = config.padded_vocab_size - config.vocab_size
+        zeros = tt.zeros(missing, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+        return tt.cat((rows, zeros)) if missing else rows
+
+    return {name: padded(t) if name in TOKEN_ROWS else t for name, t in state.items()}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -415,3 +567,30 @@ def check_heads(width: int, heads: int) -> None:
 def check_dropout(dropout: float) -> None:
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout is a probability in [0, 1), but it is {dropout}")
+
+
+# ---- Sizes that have a name ----
+
+
+def _gpt2(n_layer: int, n_head: int, n_embd: int) -> GPTConfig:
+    return GPTConfig(50_257, 1024, n_layer, n_head, n_embd)
+
+
+# The four published sizes: 124,439,808, 354,823,168, 774,030,080 and 1,557,611,200 parameters. Each
+# head is 64 wide in all of them. GPT-2 drops a tenth of the activations in training: after the
+# embeddings, of the attention weights, and of what each block adds to the stream. That is where
+# `dropout` acts here; it is 0 in this table, because a run that sees each text once needs none
+# (dataclasses.replace(GPT2["gpt2"], dropout=0.1) is the published one).
+GPT2 = {
+    "gpt2": _gpt2(n_layer=12, n_head=12, n_embd=768),
+    "gpt2-medium": _gpt2(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": _gpt2(n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": _gpt2(n_layer=48, n_head=25, n_embd=1600),
+}
+
+# The size that the article "GPT2 From Scratch" (Gianluca Turcatel) trained first: "only 37M
+# parameters", with GPT-2's tokens and context. It does not say how they are spread, and the tokens
+# decide: 50,304 rows of 384 are 19.3M already, 1,024 positions 0.4M, so ten blocks of 1.77M
+# (12 · 384² and a little) make 37.5M. The article's head is a second table, which at this width
+# would cost another 19.3M; ours is tied to the first, as GPT-2's is.
+GPT_37M = GPTConfig(50_257, 1024, n_layer=10, n_head=6, n_embd=384, vocab_multiple=128)

@@ -33,7 +33,7 @@ FLOORS = [
     {"ops"},
     {"cpu", "cuda"},
     {"creation", "sampling", "functions", "rearranging", "inplace", "printing", "methods"},
-    {"nn", "optim", "serialization", "distributed", "inspect", "testing"},
+    {"nn", "optim", "serialization", "distributed", "inspect", "testing", "utils"},
     {"__init__", "__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -53,6 +53,7 @@ PUBLIC_MODULES = {
     "tinytensor.optim",
     "tinytensor.optim.lr_scheduler",
     "tinytensor.testing",
+    "tinytensor.utils.checkpoint",
 }
 
 

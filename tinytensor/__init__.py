@@ -23,6 +23,7 @@ from . import ops as ops
 from . import optim as optim
 from . import random as random
 from . import testing as testing
+from . import utils as utils
 from .autograd import enable_grad as enable_grad
 from .autograd import is_grad_enabled as is_grad_enabled
 from .autograd import no_grad as no_grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -9,7 +10,18 @@ import numpy as np
 import pytest
 
 import tinytensor as tt
-from gpt.model import GPT, BigramLanguageModel, GPTConfig, LanguageModel, parameter_groups
+from gpt.model import (
+    GPT,
+    GPT2,
+    GPT_37M,
+    BigramLanguageModel,
+    GPTConfig,
+    LanguageModel,
+    MultiHeadAttention,
+    parameter_groups,
+    with_padding,
+    without_padding,
+)
 from tinytensor import nn
 from tinytensor.nn import functional as F
 
@@ -177,23 +189,52 @@ def test_rows_of_a_batch_do_not_see_each_other(build):
 
 
 @pytest.mark.parametrize(
-    ("n_layer", "n_head", "n_embd", "parameters"),
+    ("name", "sizes", "parameters"),
     [
-        (12, 12, 768, 124_439_808),
-        (24, 16, 1024, 354_823_168),
-        (36, 20, 1280, 774_030_080),
-        (48, 25, 1600, 1_557_611_200),
+        ("gpt2", (12, 12, 768), 124_439_808),
+        ("gpt2-medium", (24, 16, 1024), 354_823_168),
+        ("gpt2-large", (36, 20, 1280), 774_030_080),
+        ("gpt2-xl", (48, 25, 1600), 1_557_611_200),
     ],
 )
-def test_parameter_count_of_gpt2(n_layer, n_head, n_embd, parameters):
-    assert GPTConfig(50_257, 1024, n_layer, n_head, n_embd).parameter_count() == parameters
+def test_the_four_sizes_of_gpt2(name, sizes, parameters):
+    config = GPT2[name]
+    assert config == GPTConfig(50_257, 1024, *sizes)  # and all else is the default
+    assert config.n_embd // config.n_head == 64
+    assert config.parameter_count() == parameters
+    padded = dataclasses.replace(config, vocab_multiple=128)
+    assert padded.parameter_count() == parameters + (50_304 - 50_257) * config.n_embd
+
+
+def test_there_are_four():
+    assert len(GPT2) == 4
+
+
+def test_the_model_of_37_million():
+    assert GPT_37M.padded_vocab_size == 50_304
+    assert round(GPT_37M.parameter_count() / 1e6) == 37
+    blocks = GPT_37M.n_layer * (12 * 384**2 + 13 * 384)
+    assert GPT_37M.parameter_count() == (50_304 + 1024) * 384 + blocks + 2 * 384
+
+
+def test_a_real_model_of_a_named_size_has_that_many():
+    """The smallest of GPT-2's with its vocabulary and depth reduced, so that it fits in a test."""
+    config = dataclasses.replace(GPT2["gpt2"], vocab_size=1000, block_size=16, n_layer=1)
+    model = GPT(config)
+    assert sum(p.numel() for p in model.parameters()) == config.parameter_count()
+    removed = (50_257 - 1000) * 768 + (1024 - 16) * 768
+    per_block = config.parameter_count() - 1000 * 768 - 16 * 768 - 2 * 768
+    assert config.parameter_count() + removed + 11 * per_block == 124_439_808
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("head_bias", [True, False])
-def test_counted_parameters_are_those_that_exist(bias, tied, head_bias):
-    config = GPTConfig(V, T, 3, 2, 16, bias=bias, tied=tied, head_bias=head_bias)
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_counted_parameters_are_those_that_exist(bias, tied, head_bias, multiple):
+    config = GPTConfig(
+        V, T, 3, 2, 16, bias=bias, tied=tied, head_bias=head_bias, vocab_multiple=multiple
+    )
     model = GPT(config)
     assert sum(p.numel() for p in model.parameters()) == config.parameter_count()
     assert (model.lm_head.weight is model.transformer.wte.weight) == tied
@@ -236,6 +277,153 @@ def test_initial_loss_is_that_of_a_guess():
     model = GPT(GPTConfig(65, 32, 4, 4, 64))
     idx, targets = random_ids(8, 32, vocab_size=65), random_ids(8, 32, vocab_size=65)
     assert model(idx, targets)[1].item() == pytest.approx(math.log(65), abs=0.1)
+
+
+def test_a_tied_table_like_an_ordinary_embedding_would_start_far_off():
+    """Why the table is not N(0, 1), as embeddings are elsewhere: it is also the head's matrix."""
+    model = GPT(GPTConfig(65, 32, 4, 4, 64))
+    idx, targets = random_ids(8, 32, vocab_size=65), random_ids(8, 32, vocab_size=65)
+    nn.init.normal_(model.transformer.wte.weight)
+    assert model(idx, targets)[1].item() > 2 * math.log(65)
+
+
+@pytest.mark.nightly
+def test_the_whole_of_gpt2_has_124_million():
+    model = GPT(GPT2["gpt2"])
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+
+
+# ---- Padding of the vocabulary ----
+
+
+def padded_pair(**choices: object) -> tuple[GPT, GPT]:
+    """The same model without and with five rows of padding (11 tokens, 16 rows)."""
+    config = GPTConfig(V, T, 2, 2, 16, **choices)
+    plain, padded = GPT(config), GPT(dataclasses.replace(config, vocab_multiple=8))
+    shake(plain)
+    padded.load_state_dict(with_padding(plain.state_dict(), padded.config))
+    return plain, padded
+
+
+PADDED = pytest.mark.parametrize(
+    "choices", [{}, {"tied": False}, {"tied": False, "head_bias": True}], ids=str
+)
+
+
+@PADDED
+def test_padding_changes_no_logit_loss_or_gradient(choices):
+    plain, padded = padded_pair(**choices)
+    with tt.no_grad():  # whatever the rows of padding hold
+        for name in ("transformer.wte.weight", "lm_head.weight", "lm_head.bias"):
+            if name in padded.state_dict():
+                padded.state_dict()[name][V:] = 5.0
+    idx, targets = random_ids(3, T), random_ids(3, T)
+    theirs, ours = plain(idx, targets), padded(idx, targets)
+    assert padded.transformer.wte.weight.shape == (16, 16)
+    assert ours[0].shape == theirs[0].shape == (3, T, V)
+    np.testing.assert_allclose(
+        ours[0].detach().numpy(), theirs[0].detach().numpy(), rtol=1e-5, atol=1e-5
+    )
+    assert ours[1].item() == pytest.approx(theirs[1].item(), rel=1e-6)
+    assert padded(idx)[0].shape == (3, T, V)
+    for _, loss in (ours, theirs):
+        loss.backward()
+    for (name, a), (_, b) in zip(plain.named_parameters(), padded.named_parameters(), strict=True):
+        rows = b.grad.numpy()
+        if len(rows) != len(a.grad):
+            np.testing.assert_array_equal(rows[V:], 0.0, err_msg=name)
+            rows = rows[:V]
+        np.testing.assert_allclose(rows, a.grad.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@PADDED
+def test_padding_has_no_probability(choices):
+    _, padded = padded_pair(**choices)
+    with tt.no_grad():
+        padded.lm_head.weight[V:] = 100.0
+        scores = padded.logits(random_ids(4, T))
+    assert scores.shape == (4, T, 16)
+    assert np.isfinite(scores.numpy()).all()
+    np.testing.assert_array_equal(F.softmax(scores, -1).numpy()[..., V:], 0.0)
+    assert padded.generate(random_ids(50, 1), 2 * T).numpy().max() < V
+
+
+def test_padding_is_zero_and_stays_zero():
+    model = GPT(GPTConfig(V, T, 1, 2, 16, vocab_multiple=8))
+    optimizer = tt.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        model(random_ids(4, T), random_ids(4, T))[1].backward()
+        optimizer.step()
+    table = model.transformer.wte.weight.detach().numpy()
+    np.testing.assert_array_equal(table[V:], 0.0)
+    assert (table[:V] != 0).all()
+
+
+@PADDED
+def test_padding_comes_off_and_on(choices):
+    plain, padded = padded_pair(**choices)
+    off = without_padding(padded.state_dict(), padded.config)
+    assert off.keys() == plain.state_dict().keys()
+    for name, tensor in plain.state_dict().items():
+        np.testing.assert_array_equal(off[name].numpy(), tensor.numpy())
+    plain.load_state_dict(off)
+    on = with_padding(off, padded.config)
+    assert {name: t.shape for name, t in on.items()} == {
+        name: t.shape for name, t in padded.state_dict().items()
+    }
+    assert with_padding(off, plain.config).keys() == off.keys()
+    assert "lm_head.padding" not in padded.state_dict()
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_tokens_of_the_padding_are_refused(multiple):
+    model = GPT(GPTConfig(V, T, 1, 2, 16, vocab_multiple=multiple))
+    good, bad = random_ids(2, T), random_ids(2, T)
+    bad[1, 2] = V
+    with pytest.raises(IndexError, match="11 is out of range: there are 11"):
+        model(bad)
+    with pytest.raises(IndexError, match="11 is out of range: there are 11"):
+        model(good, bad)
+
+
+# ---- Checkpointing ----
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointing_changes_no_gradient(dropout):
+    config = GPTConfig(V, T, 3, 2, 16, dropout=dropout)
+    idx, targets = random_ids(3, T), random_ids(3, T)
+    found = []
+    for checkpointing in (False, True):
+        tt.manual_seed(4)
+        model = GPT(dataclasses.replace(config, checkpointing=checkpointing))
+        for _ in range(2):
+            _, loss = model(idx, targets)
+            loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_checkpointing_keeps_one_array_a_block():
+    def kept(checkpointing: bool, n_layer: int) -> int:
+        model = GPT(GPTConfig(V, T, n_layer, 2, 16, checkpointing=checkpointing))
+        _, loss = model(random_ids(4, T), random_ids(4, T))
+        arrays: dict[int, int] = {}
+        seen, stack = set(), [loss.node]
+        parameters = {p.value.__array_interface__["data"][0] for p in model.parameters()}
+        while stack:
+            node = stack.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                stack.extend(node.parents)
+                for array in node.saved():
+                    arrays[array.__array_interface__["data"][0]] = array.nbytes
+        return sum(size for start, size in arrays.items() if start not in parameters)
+
+    stream = 4 * T * 16 * 4
+    assert kept(True, 5) - kept(True, 2) == 3 * stream
+    assert kept(False, 5) - kept(False, 2) > 3 * 12 * stream
 
 
 # ---- Learning ----
@@ -295,6 +483,32 @@ def test_dropout_acts_in_training_only(build):
     model.eval()
     in_evaluation = [model(idx)[0].detach().numpy() for _ in range(2)]
     np.testing.assert_array_equal(*in_evaluation)
+
+
+def test_dropout_acts_where_gpt2_has_it(monkeypatch):
+    """After the embeddings; on the attention weights and twice on the stream in each block."""
+    places = []
+    dropout, attention = F.dropout, F.scaled_dot_product_attention
+
+    def watched_dropout(x, p=0.5, training=True):
+        if training and p:
+            places.append(tuple(x.shape))
+        return dropout(x, p, training)
+
+    def watched_attention(q, k, v, *args, dropout_p=0.0, **choices):
+        if dropout_p:
+            places.append("attention")
+        return attention(q, k, v, *args, dropout_p=dropout_p, **choices)
+
+    monkeypatch.setattr(F, "dropout", watched_dropout)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched_attention)
+    model = GPT(GPTConfig(V, T, 2, 2, 16, dropout=0.1))
+    model(random_ids(3, T))
+    stream = (3, T, 16)
+    assert places == [stream] + 2 * ["attention", stream, stream]
+    model.eval()
+    model(random_ids(3, T))
+    assert len(places) == 7
 
 
 @every_model
@@ -370,6 +584,7 @@ REFUSED = [
     (lambda: gpt_config(vocab_size=-1), ValueError, "vocab_size is at least 1"),
     (lambda: gpt_config(n_embd=16.0), TypeError, "n_embd is a whole number, but it is 16.0"),
     (lambda: gpt_config(block_size=True), TypeError, "block_size is a whole number"),
+    (lambda: gpt_config(vocab_multiple=0), ValueError, "vocab_multiple is at least 1, but it is 0"),
     (lambda: gpt_config(dropout=1.0), ValueError, r"a probability in \[0, 1\), but it is 1.0"),
     (lambda: gpt_config(dropout=float("nan")), ValueError, "but it is nan"),
     (lambda: gpt_config(activation="tanh"), ValueError, "'tanh'; known are gelu_tanh, gelu, relu"),
@@ -478,3 +693,19 @@ def torch_gpt_loss(config, weights, idx, targets, torch):
     head_weight = weights.get("lm_head.weight", weights["transformer.wte.weight"])
     logits = norm(x, "transformer.ln_f") @ head_weight.T + weights.get("lm_head.bias", 0.0)
     return f.cross_entropy(logits.reshape(-1, config.vocab_size), targets.reshape(-1))
+
+
+def test_all_heads_together_are_the_heads_one_by_one():
+    attention = MultiHeadAttention(embed_size=12, num_head=3, block_size=7)
+    attention.double()
+    x = tt.randn(2, 5, 12, dtype=tt.float64, requires_grad=True)
+    cotangent = tt.randn(2, 5, 12, dtype=tt.float64)
+    together = attention(x)
+    one_by_one = attention.proj(tt.cat([head(x) for head in attention.sa_head], dim=-1))
+    leaves = [x, *attention.parameters()]
+    for a, b in zip(
+        [together, *tt.autograd.grad(together, leaves, cotangent)],
+        [one_by_one, *tt.autograd.grad(one_by_one, leaves, cotangent)],
+        strict=True,
+    ):
+        np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=1e-10, atol=1e-12)
