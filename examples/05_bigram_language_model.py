@@ -3,10 +3,9 @@
 The loop that `python -m gpt train --preset bigram` runs, without its conveniences (run folder,
 checkpoints, resuming, progress bar): the parts of `gpt` put together by hand, on one page.
 
-Runs for about two minutes on two cores with its 5,000 iterations. It prints both losses every
-1,000 of them, then what the model wrote. The last line is the loss on the tenth of the text that
-was never trained on, as in
-"validation loss 1.981 after 5000 iterations (uniform 4.174, bigram 2.452)".
+Runs for about two minutes on two cores with its 5,000 iterations. It prints both losses every 1,000
+of them, then what the model wrote. The last line is the loss on the tenth of the text that was
+never trained on, as in "validation loss 1.981 after 5000 iterations (uniform 4.174, bigram 2.452)".
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ with its import lines changed to PyTorch's. PyTorch runs it twice: with the arti
 heads, which is what the result compares with, and with all heads together, as it is written there.
 All start from the same weights and see the same batches (32 windows of 8 characters), and take
 turns, so that whatever else the machine does strikes all. A step is forward, zero_grad, backward
-and AdamW. PyTorch is optional: without it only the times of tinytensor are printed. Then the wrapper
-around one operation: how much longer a recorded multiplication of two tensors takes than NumPy's of
-the arrays inside.
+and AdamW. PyTorch is optional: without it only the times of tinytensor are printed. Then the
+wrapper around one operation: how much longer a recorded multiplication of two tensors takes than
+NumPy's of the arrays inside.
 
 Runs for about 20 seconds. The last line is the result, as in
 "tinytensor 18.3 ms, PyTorch 23.0 ms: 1.24 times as fast; wrapper 3.5 us an operation".

@@ -134,8 +134,7 @@ class Node:
         if self.vjp is FREED:
             raise RuntimeError(
                 f"backward: the graph behind this {self.operation} was already used and freed by "
-                "an "
-                "earlier backward; run the forward pass again, or pass retain_graph=True to the "
+                "an earlier backward; run the forward pass again, or pass retain_graph=True to the "
                 "first backward"
             )
 
@@ -209,11 +208,9 @@ class WriteClock:
     """Notices when memory that a gradient needs was written in place.
 
     Nodes and writes are numbered by one counter. A write leaves its number and address range; a
-    node
-    whose VJP runs after a younger write looks its saved arrays up among those. An array that is
-    still
-    saved cannot have given its address away, so a hit is a real one. Nothing is paid while nobody
-    writes.
+    node whose VJP runs after a younger write looks its saved arrays up among those. An array that
+    is still saved cannot have given its address away, so a hit is a real one. Nothing is paid while
+    nobody writes.
     """
 
     def __init__(self) -> None:
@@ -240,10 +237,8 @@ class WriteClock:
             if any(low < end and start < high for start, end in spans):
                 raise RuntimeError(
                     f"backward: an array that {node.operation} {node.shape} needs for its "
-                    "gradient was "
-                    "written in place after it was used; write a new tensor instead (x = x + 1, "
-                    "tt.where, "
-                    "masked_fill), or take a clone() before the write"
+                    "gradient was written in place after it was used; write a new tensor instead "
+                    "(x = x + 1, tt.where, masked_fill), or take a clone() before the write"
                 )
 
 
@@ -273,8 +268,7 @@ def _unbroadcast(gradient: Array, shape: Shape, operation: str) -> Array:
     except ValueError:
         raise ValueError(
             f"{operation}: its VJP returned a gradient of shape {given} for an input of shape "
-            f"{shape}; "
-            "the two are not related by broadcasting"
+            f"{shape}; the two are not related by broadcasting"
         ) from None
     extra = len(given) - len(shape)
     axes = tuple(range(extra)) + tuple(
@@ -299,9 +293,7 @@ def _unbroadcast(gradient: Array, shape: Shape, operation: str) -> Array:
 
 
 def count_consumers(root: Node) -> dict[Node, int]:
-    """For each node that `root` was computed from, by how many of the others (with
-    multiplicity).
-    """
+    """For each node that `root` was computed from, by how many others it is used, each time."""
     counts = {root: 0}
     stack = [root]
     while stack:
@@ -487,8 +479,7 @@ def _run_hooks(node: Node, watcher: Watcher, gradient: Array) -> Array:
             if replaced.shape != node.shape:
                 raise ValueError(
                     "register_hook: the hook returned a gradient of shape "
-                    f"{tuple(replaced.shape)} for a tensor "
-                    f"of shape {node.shape}"
+                    f"{tuple(replaced.shape)} for a tensor of shape {node.shape}"
                 )
             gradient = replaced.value
     if watcher.retains:
@@ -497,9 +488,7 @@ def _run_hooks(node: Node, watcher: Watcher, gradient: Array) -> Array:
 
 
 def accumulate(leaf: Leaf, gradient: Any) -> None:
-    """Add `gradient` into the leaf's `.grad`; the first one after `zero_grad()` is written, not
-    added.
-    """
+    """Add `gradient` to the leaf's `.grad`; the first one after `zero_grad()` is written there."""
     lazy = _is_lazy(gradient)
     if leaf.grad is not None:
         total = leaf.grad.value
@@ -595,10 +584,8 @@ def grad(
     """The gradients of `outputs` with respect to `inputs`, as a tuple; nobody's `.grad` is touched.
 
     `outputs` and `inputs` are a tensor or a sequence of tensors, `grad_outputs` the cotangents of
-    the outputs
-    (left out for scalars). Several outputs are summed over. Raises RuntimeError for an input that
-    no path
-    reaches, unless `allow_unused=True`: its gradient is then None.
+    the outputs (left out for scalars). Several outputs are summed over. Raises RuntimeError for an
+    input that no path reaches, unless `allow_unused=True`: its gradient is then None.
     """
     from .tensor import CREATE_GRAPH, Tensor, cotangent
 
@@ -636,7 +623,6 @@ def grad(
             if total is None:
                 raise RuntimeError(
                     f"grad: no path leads from the outputs to input {position} (shape "
-                    f"{inputs[position].shape}); "
-                    "pass allow_unused=True to get None for it"
+                    f"{inputs[position].shape}); pass allow_unused=True to get None for it"
                 )
     return tuple(None if total is None else as_tensor(total) for total in totals)

@@ -56,8 +56,7 @@ def tensor(
     """A tensor with a copy of `data`: a number, nested lists of numbers, an array or a tensor.
 
     Python floats become float32 and ints int64; arrays and tensors keep their dtype. Raises
-    ValueError for
-    ragged lists and TypeError for what is not a number.
+    ValueError for ragged lists and TypeError for what is not a number.
     """
     return finish(
         np.array(_to_array(data, dtype)) if not _on_gpu(data) else _gpu_copy(data, dtype),

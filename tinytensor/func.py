@@ -10,8 +10,7 @@ there. Nesting transforms therefore nests derivatives, with nothing added to any
     jacobian(f), hessian(f) the whole matrices
 
 Names and signatures follow `torch.func` (and `torch.autograd.functional.hvp`). Inputs and outputs
-may
-be nested dicts, lists and tuples of tensors.
+may be nested dicts, lists and tuples of tensors.
 """
 
 from __future__ import annotations
@@ -173,8 +172,7 @@ def value_and_grad(
     """A function that returns `(function(...), gradient)`; `function` must return a scalar tensor.
 
     `argnums` says with respect to which positional arguments. With `has_aux=True` the function
-    returns
-    `(scalar, anything)` and the result is `((scalar, anything), gradient)`.
+    returns `(scalar, anything)` and the result is `((scalar, anything), gradient)`.
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -223,9 +221,8 @@ def jvp(
     """`(output, Jacobian · tangents)` of `function` at `primals`.
 
     The pullback is linear in its cotangent u: g(u) = Jᵀu. Its own pullback is therefore v -> Jv,
-    which needs no
-    forward-mode rule in any operation (J. Townsend, "A new trick for calculating Jacobian vector
-    products", 2017).
+    which needs no forward-mode rule in any operation (J. Townsend, "A new trick for calculating
+    Jacobian vector products", 2017).
     """
     _same_structure("jvp", primals, tangents)
     output, pullback = vjp(function, *primals)
@@ -238,8 +235,8 @@ def hvp(function: Callable[..., Tensor], inputs: Tree, v: Tree) -> tuple[Tensor,
     """`(output, Hessian · v)` of a scalar function at `inputs`: the gradient of (gradient · v).
 
     `inputs` and `v` are a tensor each, or tuples of as many as the function takes
-    (`torch.autograd.functional`),
-    each of which may be a tree. Costs about as much as two gradients.
+    (`torch.autograd.functional`), each of which may be a tree. Costs about as much as two
+    gradients.
     """
     single = not isinstance(inputs, tuple)
     primals, directions = ((inputs,), (v,)) if single else (inputs, v)

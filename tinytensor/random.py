@@ -1,18 +1,13 @@
-"""Counter-based random numbers: word i of a draw is a function of (seed, counter + i), nothing
-else.
+"""Counter-based random numbers: word i of a draw is a function of (seed, counter + i) alone.
 
 The function is Philox4x64-10 (J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
-2011):
-a block cipher of ten rounds that turns a 256-bit counter into four 64-bit words. Nothing is drawn
-in
-order, so any part of a draw can be made again, anywhere: a dropout mask is regenerated in the
-backward
-pass from its `Draw` instead of being stored, and the same seed gives the same numbers on every
-device.
+2011): a block cipher of ten rounds that turns a 256-bit counter into four 64-bit words. Nothing is
+drawn in order, so any part of a draw can be made again, anywhere: a dropout mask is regenerated in
+the backward pass from its `Draw` instead of being stored, and the same seed gives the same numbers
+on every device.
 
 NumPy carries the same cipher in C; `philox_words` spells it out in array arithmetic and serves
-other
-array modules. Functions that return tensors are in `sampling.py`.
+other array modules. Functions that return tensors are in `sampling.py`.
 """
 
 from __future__ import annotations

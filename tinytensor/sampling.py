@@ -181,12 +181,11 @@ def multinomial(
     num_samples) int64.
 
     Rows need not sum to one. With replacement (or for one sample) the uniform number u picks the
-    first index
-    whose cumulative sum exceeds u · total; without, the smallest of exponential arrival times
+    first index whose cumulative sum exceeds u · total; without, the smallest of exponential arrival
+    times
     -ln(u) / p are
     taken (P. Efraimidis and P. Spirakis, 2006). Raises ValueError for weights that are negative,
-    not finite
-    or all zero, and for more samples than there are non-zero weights.
+    not finite or all zero, and for more samples than there are non-zero weights.
     """
     p = input.array if isinstance(input, Tensor) else input
     if p.ndim not in (1, 2) or not is_floating(p.dtype):

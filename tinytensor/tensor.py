@@ -45,8 +45,7 @@ class Tensor:
     """An array with a memory of how it was made.
 
     `Tensor(data)` makes a float32 constant, as in PyTorch; `tt.tensor(data)` keeps the data's own
-    type.
-    Methods and semantics are PyTorch's; `value` is the array inside.
+    type. Methods and semantics are PyTorch's; `value` is the array inside.
     """
 
     __slots__ = ("__weakref__", "node", "value")
@@ -174,8 +173,7 @@ class Tensor:
             if not is_floating(self.dtype):
                 raise TypeError(
                     f"requires_grad: a {self.dtype} tensor cannot have a gradient; only "
-                    "floating-point "
-                    "tensors can (x.float() makes one)"
+                    "floating-point tensors can (x.float() makes one)"
                 )
             self.node = Leaf(self.shape, self.dtype)
         return self
@@ -215,8 +213,7 @@ class Tensor:
             if gradient.shape != self.shape or gradient.dtype != self.dtype:
                 raise ValueError(
                     f"grad: expected shape {self.shape} and dtype {self.dtype}, got "
-                    f"{gradient.shape} "
-                    f"and {gradient.dtype}"
+                    f"{gradient.shape} and {gradient.dtype}"
                 )
             self.node.grad = gradient.detach()
 
@@ -228,9 +225,7 @@ class Tensor:
             self._watcher().retains = True
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-        """Call `hook(gradient)` whenever this tensor's gradient is computed; it may return another
-        one.
-        """
+        """Call `hook(gradient)` whenever this tensor's gradient is computed; it may replace it."""
         if self.node is None:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
         hooks = self._watcher().hooks
@@ -257,30 +252,26 @@ class Tensor:
     def backward(
         self, gradient: Tensor | None = None, retain_graph: bool = False, create_graph: bool = False
     ) -> None:
-        """Add the gradient of this tensor with respect to every leaf it was computed from to the
-        leaf's `.grad`.
+        """Add this tensor's gradient with respect to every leaf behind it to the leaf's `.grad`.
 
         `gradient` is the gradient of some scalar with respect to this tensor (same shape); it may
-        be left out
-        when this tensor has one element. Raises RuntimeError on a graph that was freed by an
-        earlier
-        backward, or on a tensor with nothing behind it that requires a gradient.
+        be left out when this tensor has one element. Raises RuntimeError on a graph that an earlier
+        backward freed, and on a tensor with nothing behind it that requires a gradient.
         """
         if create_graph:
             raise RuntimeError(CREATE_GRAPH)
         if self.node is None:
             raise RuntimeError(
                 "backward: nothing to differentiate: no tensor with requires_grad=True led to "
-                "this one "
-                "(or it was computed under no_grad)"
+                "this one (or it was computed under no_grad)"
             )
         autograd.backward(
             self.node, cotangent("backward", self, gradient), retain_graph=retain_graph
         )
 
     def __reduce__(self) -> Any:
-        # copy.copy and copy.deepcopy come through here; a leaf stays a leaf, a gradient is not
-        # carried over.
+        # copy.copy and copy.deepcopy come through here; a leaf stays a leaf, its gradient stays
+        # behind.
         if not self.is_leaf:
             raise RuntimeError("copy: only leaf tensors can be copied; use x.detach() or x.clone()")
         return _rebuild, (type(self), self.array, self.requires_grad)
@@ -288,8 +279,7 @@ class Tensor:
 
 CREATE_GRAPH = (
     "create_graph=True is not offered: the graph holds arrays, not tensors. Write the expression "
-    "as a "
-    "function and nest transforms instead: tt.func.grad(tt.func.grad(f)), tt.func.hvp, "
+    "as a function and nest transforms instead: tt.func.grad(tt.func.grad(f)), tt.func.hvp, "
     "tt.func.hessian"
 )
 
@@ -326,9 +316,7 @@ class RemovableHandle:
 
 
 def as_tensor(value: Array, node: Node | None = None) -> Tensor:
-    """A Tensor around `value` without a copy; a value that is a constant Tensor already is
-    returned as it is.
-    """
+    """A Tensor around `value` without a copy; a constant Tensor is returned as it is."""
     if node is None and isinstance(value, Tensor):
         return value
     if type(value) is not np.ndarray and isinstance(value, np.generic | bool | int | float):
@@ -348,9 +336,8 @@ def cotangent(caller: str, output: Tensor, gradient: Tensor | None) -> Array:
         if output.array.size != 1:
             raise RuntimeError(
                 f"{caller}: the tensor has shape {output.shape}; without a gradient argument only "
-                "a tensor of one "
-                "element can be differentiated (take a .sum() or .mean(), or pass gradient= of "
-                "that shape)"
+                "a tensor of one element can be differentiated (take a .sum() or .mean(), or pass "
+                "gradient= of that shape)"
             )
         return array_module(output.value).ones_like(output.value)
     if tuple(gradient.shape) != tuple(output.shape):
@@ -381,8 +368,7 @@ class Operation:
 
     - `reference`: the body itself, on arrays.
     - `register(array_type)`: decorator that adds a fast implementation with the same contract for
-    that type
-      of array. It may return NotImplemented to decline; the reference runs then.
+      that type of array. It may return NotImplemented to decline; the reference runs then.
     """
 
     def __init__(
@@ -430,8 +416,7 @@ class Operation:
                 missing = ", ".join(self.inputs[len(inputs) :])
                 raise TypeError(f"{self.__name__}: missing {missing}")
 
-        # What the body sees of each input, and the level to record: the highest among the inputs'
-        # nodes.
+        # What the body sees of each input, and the level to record: the inputs' highest.
         level = 0
         found = False
         values: list[Any] = []
@@ -499,9 +484,7 @@ class Operation:
         return tensor
 
     def compute(self, values: Sequence[Any], options: dict[str, Any]) -> tuple[Any, Any]:
-        """`(output, vjp)` on arrays: by the implementation registered for their type, else by the
-        reference.
-        """
+        """`(output, vjp)` on arrays: by what is registered for their type, or the reference."""
         try:
             return self._run(values, options, 0)
         except (ValueError, TypeError) as error:
@@ -527,8 +510,8 @@ class Operation:
     ) -> Callable[[Any], Any]:
         """A fast VJP for gradients that are arrays, and the reference's for those that are Tensors.
 
-        Inside a transform the gradient may itself be under differentiation, and only references
-        take that.
+        Inside a transform the gradient may itself be under differentiation, which only references
+        can take.
         """
 
         def vjp(dy: Any) -> Any:
@@ -540,9 +523,7 @@ class Operation:
     def _arrange(
         self, args: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """PyTorch's `dim`/`keepdim` become `axis`/`keepdims`; inputs given by name move to their
-        places.
-        """
+        """PyTorch's `dim`/`keepdim` become `axis`/`keepdims`; named inputs move to their places."""
         for torch_name, name in _RENAMED.items():
             if torch_name in options:
                 options[name] = options.pop(torch_name)
@@ -558,9 +539,7 @@ class Operation:
 
 
 def _pruned(name: str, vjp: tuple[Any, ...], parents: list[Node | None]) -> tuple[Any, ...]:
-    """`vjp` without the functions of inputs that need no gradient: with them goes what only they
-    kept.
-    """
+    """`vjp` without the functions of inputs that need no gradient, and what only these kept."""
     if len(vjp) == len(parents) == 2:  # most operations have two inputs, and this runs in every one
         if parents[0] is None:
             return None, vjp[1]
@@ -587,12 +566,10 @@ def op(
     """Make a function on arrays that returns `(output, vjp)` a differentiable operation on tensors.
 
     `vjp` is a tuple with one function per input (None for an input that has no gradient), or one
-    function
-    that returns a tuple, or None when the output carries no gradient. With `promote=True` the
-    inputs (or, as
-    a tuple of names, those inputs) are first brought to a common dtype by PyTorch's rules; with
-    `floating=True` integers become float32 too.
-    Broadcasting needs no thought: each gradient is summed back to its input's shape.
+    function that returns a tuple, or None when the output carries no gradient. With `promote=True`
+    the inputs (or, as a tuple of names, those inputs) are first brought to a common dtype by
+    PyTorch's rules; with `floating=True` integers become float32 too. Broadcasting needs no
+    thought: each gradient is summed back to its input's shape.
     """
     if body is None:
         return functools.partial(_define, promote=promote, floating=floating)
@@ -617,8 +594,7 @@ def reference_ops() -> Iterator[None]:
 
 
 def _open(inputs: Sequence[Any], level: int) -> list[Any]:
-    """What a body sees when `level` is recorded: values of that level, constants stripped to
-    arrays.
+    """What a body sees when `level` is recorded: values of that level, constants as arrays.
 
     If a Tensor of a lower level remains among them, arrays are wrapped too, so that a body never
     mixes both.
@@ -723,9 +699,7 @@ def _cast(value: Any, dtype: DType) -> Any:
 
 
 def result_type(*values: Any) -> DType:
-    """The dtype that PyTorch's promotion gives to these tensors, arrays and Python scalars
-    together.
-    """
+    """The dtype that PyTorch's promotion gives to these tensors, arrays and Python scalars."""
     ranked: list[list[DType]] = [[], [], []]  # with axes, without axes, Python scalars
     for v in values:
         if isinstance(v, bool | int | float) or v is None:
