@@ -368,7 +368,8 @@ class Operation:
 
     - `reference`: the body itself, on arrays.
     - `register(array_type)`: decorator that adds a fast implementation with the same contract for
-      that type of array. It may return NotImplemented to decline; the reference runs then.
+      that type of array. It may return NotImplemented to decline; the reference runs then. Where
+      inputs are promoted, bfloat16 reaches it as float32, unless it asks for `bfloat16=True`.
     """
 
     def __init__(
@@ -378,6 +379,7 @@ class Operation:
         self.promote = bool(promote) or floating
         self.floating = floating
         self.implementations: dict[type, Callable[..., Any]] = {}
+        self._takes_bfloat16: set[type] = set()
         parameters = inspect.signature(body).parameters.values()
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.inputs = tuple(
@@ -391,11 +393,15 @@ class Operation:
         functools.update_wrapper(self, body)
         self.__name__: str = body.__name__
 
-    def register(self, kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(
+        self, kind: type, *, bfloat16: bool = False
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Use the decorated function for arrays of type `kind`."""
 
         def add(function: Callable[..., Any]) -> Callable[..., Any]:
             self.implementations[kind] = function
+            if bfloat16:
+                self._takes_bfloat16.add(kind)
             return function
 
         return add
@@ -452,7 +458,8 @@ class Operation:
         if self.promote:
             chosen = values if self._promoted is None else [values[i] for i in self._promoted]
             if not _usual(chosen):
-                chosen, narrow = _widened(promote_types(chosen, self.floating))
+                chosen = promote_types(chosen, self.floating)
+                narrow = any(getattr(v, "dtype", None) == bfloat16 for v in chosen)
                 if self._promoted is None:
                     values = chosen
                 else:
@@ -462,7 +469,7 @@ class Operation:
             values += args[self._count :]
 
         try:
-            y, vjp = self._run(values, options, level)
+            y, vjp = (self._run_narrow if narrow else self._run)(values, options, level)
         except (ValueError, TypeError) as error:
             explain_mismatch(self.__name__, values, error)
             raise
@@ -471,8 +478,6 @@ class Operation:
             if isinstance(y, Tensor) and (not level or vjp is None):
                 return y
             y = np.asarray(y) if isinstance(y, np.generic) else y
-        if narrow and y.dtype == np.float32:
-            y = y.astype(bfloat16)
         tensor = _new(Tensor)
         tensor.value = y
         if not level or vjp is None:
@@ -504,6 +509,25 @@ class Operation:
                         return result[0], self._either(result[1], values, options)
                     return result  # type: ignore[no-any-return]
         return self.reference(*values, **options)  # type: ignore[no-any-return]
+
+    def _run_narrow(
+        self, values: Sequence[Any], options: dict[str, Any], level: int
+    ) -> tuple[Any, Any]:
+        """With bfloat16 among the values: as they are, if there is an implementation for that.
+
+        Otherwise in float32, rounded once at the end. NumPy's bfloat16 does not compute with Python
+        numbers, and a sum of 300 of its ones is 256.
+        """
+        if level < 2 and not state.reference_only:
+            for value in values:
+                if type(value) in self._takes_bfloat16:
+                    state.recording = level > 0
+                    result = self.implementations[type(value)](*values, **options)
+                    if result is not NotImplemented:
+                        return result  # type: ignore[no-any-return]
+                    break
+        y, vjp = self._run([_wide(value) for value in values], options, level)
+        return (y.astype(bfloat16) if y.dtype == np.float32 else y), vjp
 
     def _either(
         self, fast: Any, values: Sequence[Any], options: dict[str, Any]
@@ -646,14 +670,8 @@ def _usual(values: list[Any]) -> bool:
     return a.dtype is b.dtype if kind is np.ndarray else kind is float or kind is int
 
 
-def _widened(values: list[Any]) -> tuple[list[Any], bool]:
-    """bfloat16 values as float32, and whether there were any: then the result is rounded back.
-
-    NumPy's bfloat16 does not compute with Python numbers, and a sum of 300 of its ones is 256.
-    """
-    if not any(getattr(v, "dtype", None) == bfloat16 for v in values):
-        return values, False
-    return [v.astype(np.float32) if is_array(v) else v for v in values], True
+def _wide(value: Any) -> Any:
+    return value.astype(np.float32) if getattr(value, "dtype", None) == bfloat16 else value
 
 
 def promote_types(values: list[Any], floating: bool = False) -> list[Any]:
