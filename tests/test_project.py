@@ -32,7 +32,7 @@ FLOORS = [
     {"tensor", "func"},
     {"ops"},
     {"cpu", "cuda"},
-    {"creation", "sampling", "functions", "rearranging", "inplace", "printing", "methods"},
+    {"amp", "creation", "functions", "inplace", "methods", "printing", "rearranging", "sampling"},
     {"nn", "optim", "serialization", "distributed", "inspect", "testing", "utils"},
     {"__init__", "__main__"},
 ]

@@ -59,6 +59,7 @@ class _State(threading.local):
     grad_enabled = True
     reference_only = False  # inside reference_ops()
     recording = False  # whether the operation being computed will be recorded
+    autocast = False  # whether operations choose their precision (amp.py)
 
 
 state = _State()

@@ -380,6 +380,8 @@ class Operation:
         self.floating = floating
         self.implementations: dict[type, Callable[..., Any]] = {}
         self._takes_bfloat16: set[type] = set()
+        # Inside `autocast` (amp.py): inputs of the first dtype are cast to the second.
+        self.casts: tuple[DType, DType] | None = None
         parameters = inspect.signature(body).parameters.values()
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.inputs = tuple(
@@ -454,12 +456,15 @@ class Operation:
                 parents = [
                     node if node is not None and node.level == level else None for node in parents
                 ]
+        if self.casts is not None and state.autocast:
+            given, wanted = self.casts
+            values = [v.astype(wanted) if _dtype(v) == given else v for v in values]
         narrow = False
         if self.promote:
             chosen = values if self._promoted is None else [values[i] for i in self._promoted]
             if not _usual(chosen):
                 chosen = promote_types(chosen, self.floating)
-                narrow = any(getattr(v, "dtype", None) == bfloat16 for v in chosen)
+                narrow = any(_dtype(v) == bfloat16 for v in chosen)
                 if self._promoted is None:
                     values = chosen
                 else:
@@ -670,8 +675,12 @@ def _usual(values: list[Any]) -> bool:
     return a.dtype is b.dtype if kind is np.ndarray else kind is float or kind is int
 
 
+def _dtype(value: Any) -> DType | None:
+    return getattr(value, "dtype", None)
+
+
 def _wide(value: Any) -> Any:
-    return value.astype(np.float32) if getattr(value, "dtype", None) == bfloat16 else value
+    return value.astype(np.float32) if _dtype(value) == bfloat16 else value
 
 
 def promote_types(values: list[Any], floating: bool = False) -> list[Any]:

@@ -89,7 +89,7 @@ class _Segment:
         self.function = function
         self.arguments = _handles((args, kwargs))
         self.random = default_generator.get_state() if preserve_rng_state else None
-        self.reference_only = state.reference_only
+        self.reference_only, self.autocast = state.reference_only, state.autocast
         self.inputs = _Inputs([x.value for x in tree_leaves((args, kwargs)) if _is_tensor(x)])
         self.described: list[str] = []  # the nodes of the first run, in order of time
         self.twins: dict[int, Node] = {}  # those of the second, until they are used
@@ -112,16 +112,17 @@ class _Segment:
     def run_again(self) -> None:
         writes.check(self.inputs)
         start = _Inputs([])
-        random, reference_only = default_generator.get_state(), state.reference_only
+        random = default_generator.get_state()
+        modes = state.reference_only, state.autocast
         if self.random is not None:
             default_generator.set_state(self.random)
-        state.reference_only = self.reference_only
+        state.reference_only, state.autocast = self.reference_only, self.autocast
         try:
             with aside(), enable_grad():
                 args, kwargs = _handles(self.arguments)
                 output = self.function(*args, **kwargs)
         finally:
-            state.reference_only = reference_only
+            state.reference_only, state.autocast = modes
             default_generator.set_state(random)
         nodes = _nodes_since(start, output)
         described = [repr(node) for node in nodes]
