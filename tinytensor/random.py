@@ -23,6 +23,7 @@ from .backend import Array, DType, default_dtype, is_floating
 
 WORDS_PER_BLOCK = 4
 _MASK = (1 << 64) - 1
+PIECE = 1 << 15  # normal numbers made at a time
 
 
 class Draw(NamedTuple):
@@ -176,8 +177,18 @@ def words_needed(count: int, dtype: DType) -> int:
     return count if dtype == np.float64 else -(-count // 2)
 
 
-def unit(draw: Draw, count: int, dtype: DType = default_dtype, xp: Any = np) -> Array:
-    """`count` numbers uniform on [0, 1): 53 random bits each in float64, else 24 in float32."""
+def unit(
+    draw: Draw, count: int, dtype: DType = default_dtype, xp: Any = np, first: int = 0
+) -> Array:
+    """`count` numbers uniform on [0, 1): 53 random bits each in float64, else 24 in float32.
+
+    `first` is how many of the draw's numbers come before them.
+    """
+    if first:
+        each = WORDS_PER_BLOCK * (1 if dtype == np.float64 else 2)  # numbers in a block
+        draw = Draw(draw.key, (draw.counter + first // each) & _MASK)
+        skipped = first % each
+        return unit(draw, skipped + count, dtype, xp)[skipped:]
     if dtype == np.float64:
         return (words(draw, count, xp) >> xp.uint64(11)) * 2.0**-53
     return (words32(draw, count, xp) >> xp.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
@@ -222,13 +233,32 @@ def normal(
     count = math.prod(shape)
     pairs = -(-count // 2)
     draw = (generator or default_generator).reserve(words_needed(2 * pairs, dtype))
-    u = unit(draw, 2 * pairs, dtype, xp)
-    radius = xp.sqrt(-2.0 * xp.log1p(-u[:pairs]))
-    angle = 2.0 * math.pi * u[pairs:]
-    x = xp.concatenate([radius * xp.cos(angle), radius * xp.sin(angle)])[:count]
+    if xp is np:
+        x = _normal_in_pieces(draw, pairs, dtype)[:count]
+    else:
+        u = unit(draw, 2 * pairs, dtype, xp)
+        x = xp.concatenate(_box_muller(u[:pairs], u[pairs:], xp))[:count]
     if (mean, std) != (0.0, 1.0):
-        x = x * std + mean
+        x *= std
+        x += mean
     return x.reshape(tuple(shape)).astype(dtype, copy=False)
+
+
+def _box_muller(u: Array, v: Array, xp: Any) -> tuple[Array, Array]:
+    radius = xp.sqrt(-2.0 * xp.log1p(-u))
+    angle = 2.0 * math.pi * v
+    return radius * xp.cos(angle), radius * xp.sin(angle)
+
+
+def _normal_in_pieces(draw: Draw, pairs: int, dtype: DType) -> np.ndarray[Any, Any]:
+    """Box and Muller's numbers for `pairs` pairs, made in pieces that stay in a cache."""
+    x = np.empty(2 * pairs, np.float64 if dtype == np.float64 else np.float32)
+    for start in range(0, pairs, PIECE):
+        stop = min(start + PIECE, pairs)
+        u = unit(draw, stop - start, dtype, first=start)
+        v = unit(draw, stop - start, dtype, first=pairs + start)
+        x[start:stop], x[pairs + start : pairs + stop] = _box_muller(u, v, np)
+    return x
 
 
 def integers(
