@@ -103,8 +103,7 @@ class KeyValueCache:
         if self.length > self.capacity:
             self.length = old
             raise ValueError(
-                f"the cache has room for {self.capacity} tokens: {old} are in it, and {T} more "
-                "came"
+                f"the cache has room for {self.capacity} tokens: {old} are in it, and {T} more came"
             )
         columns = tt.arange(old, self.length, device=self.device)  # of the new tokens
         first = min(self.starts)

@@ -15,12 +15,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
 from gpt import UserError
 from gpt.config import PRESETS, GenerateConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from gpt.generate import Writing
 
 DONE, REFUSED, STOPPED = 0, 2, 130
 
@@ -68,6 +72,13 @@ class TrainCommand:
     """Go on with the run in this folder, from its last checkpoint, bit for bit."""
 
 
+@dataclass(frozen=True)
+class CheckCommand:
+    """Looks for the classic silent mistakes in what `train` would begin with these fields."""
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+
+
 def train_command(arguments: list[str]) -> int:
     # Two flags decide the others' defaults, so they are looked up before tyro reads them all.
     saved = run = None
@@ -87,31 +98,47 @@ def train_command(arguments: list[str]) -> int:
     return DONE if outcome.finished else STOPPED
 
 
+def check_command(arguments: list[str]) -> int:
+    preset = PRESETS.get(value_of("--preset", arguments), PRESETS["char"])
+    config = parse(CheckCommand, "check", arguments, CheckCommand(config=preset)).config
+
+    from gpt.train import check
+
+    return DONE if check(config) else REFUSED
+
+
 def generate_command(arguments: list[str]) -> int:
     config = parse(GenerateConfig, "generate", arguments)
 
-    import tinytensor as tt
-    from gpt.generate import encode_prompt, generate
-    from gpt.runs import load_run
+    from gpt.evaluate import load_model
+    from gpt.generate import write_in_order
+    from gpt.probabilities import page, shower, table
 
-    model, tokenizer = load_run(config.run)
-    prompt = encode_prompt(tokenizer, config.prompt, "--prompt")
-    generator = tt.Generator(config.seed)
-    for number in range(config.num_samples):
-        if number:
-            print("-" * 72)
-        print(config.prompt, end="", flush=True)
-        for i in generate(
-            model,
-            prompt,
-            config.max_new_tokens,
-            config.temperature,
-            config.top_k,
-            config.top_p,
-            generator,
-        ):
-            print(tokenizer.decode([i]), end="", flush=True)
-        print()
+    model, tokenizer = load_model(config.run, config.weights)
+    show = shower(tokenizer)
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    texts: list[Writing] = []
+    for text, piece in write_in_order(model, tokenizer, config):
+        if not texts or text is not texts[-1]:
+            if texts:
+                print("\n" + "-" * 72)
+            texts.append(text)
+            print(text.prompt, end="", flush=True)
+        if piece:
+            print(piece, end="", flush=True)
+        if config.probabilities and text.ended:
+            print("\n\n" + table(text.choices, show, coloured), end="", flush=True)
+    print()
+    if config.html:
+        decode = lambda token: tokenizer.decode([token])  # noqa: E731
+        write_file(config.html, page([(t.prompt, t.choices) for t in texts], show, decode))
+    return DONE
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    from gpt.evaluate import EvaluateConfig, evaluate
+
+    evaluate(parse(EvaluateConfig, "evaluate", arguments))
     return DONE
 
 
@@ -133,11 +160,31 @@ def tokenizer_command(arguments: list[str]) -> int:
     return DONE
 
 
+def download_command(arguments: list[str]) -> int:
+    from gpt.download import DownloadConfig, download
+
+    config = parse(DownloadConfig, "download", arguments)
+    print(f"{config.name} is whole in {download(config)}")
+    return DONE
+
+
+def export_command(arguments: list[str]) -> int:
+    from gpt.export import ExportConfig, export
+
+    config = parse(ExportConfig, "export", arguments)
+    print(f"{export(config)} is written; AutoModelForCausalLM.from_pretrained reads it")
+    return DONE
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train_command, "learn a text, Shakespeare by default"),
     "generate": (generate_command, "write text with a trained model"),
+    "check": (check_command, "look for silent mistakes before training"),
+    "evaluate": (evaluate_command, "score a model on a text, on shards or on HellaSwag"),
     "tokenizer": (tokenizer_command, "learn a vocabulary of byte pairs from texts"),
     "prepare": (prepare_command, "turn texts into shards of tokens"),
+    "download": (download_command, "fetch the published weights of GPT-2"),
+    "export": (export_command, "write a trained model as `transformers` reads it"),
 }
 
 
@@ -163,6 +210,15 @@ def value_of(flag: str, arguments: Sequence[str]) -> str:
         elif argument.startswith(flag + "="):
             value = argument[len(flag) + 1 :]
     return value
+
+
+def write_file(path: str, text: str) -> None:
+    from gpt.files import replace_file
+
+    try:
+        replace_file(Path(path), text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def overview() -> str:

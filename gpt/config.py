@@ -57,21 +57,38 @@ def check_seed(seed: int) -> None:
 # ---- A training run ----
 
 
+Preset = Literal[
+    "char",
+    "bigram",
+    "gpt2-shakespeare",
+    "gpt2-124m",
+    "gpt2-355m",
+    "gpt2-774m",
+    "gpt2-1558m",
+    "gpt-37m",
+]
+
+
 @with_help
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run. The defaults are the preset `char`: nanoGPT's published recipe for a CPU."""
 
-    preset: Literal["char", "bigram"] = "char"
+    preset: Preset = "char"
     """Where the other fields start from: `char` is a GPT that learns Shakespeare in minutes,
-    `bigram` is the model and the recipe of the article."""
+    `bigram` is the model and the recipe of the article, `gpt2-shakespeare` is small and reads
+    GPT-2's tokens, the others are GPT-2's four sizes and a smaller one."""
     name: str = ""
     """The run is kept in `<folder>/<name>`; without a name it gets its preset's, and a number."""
     folder: str = "runs"
     """Where run folders are made."""
     data: str = "shakespeare"
     """What to learn: `shakespeare` (downloaded once), `python` (the language reference that every
-    Python carries), or the path of a UTF-8 text."""
+    Python carries), the path of a UTF-8 text, or a folder of shards that `python -m gpt prepare`
+    wrote (those of nanoGPT and llm.c are read as well)."""
+    tokenizer: str = ""
+    """What a token is: `characters`, `gpt2`, or the path of a tokenizer of your own. Without it, a
+    text is read by characters and shards by the tokenizer that they were made with."""
     seed: int = 1337
     """Where every random number of the run begins; the same seed gives the same run."""
 
@@ -79,7 +96,8 @@ class TrainConfig:
     """`gpt` has GPT-2's shape, `bigram` is the article's model (it keeps the article's name, though
     it reads a whole context)."""
     block_size: int = 64
-    """The context: how many characters the model sees at once. Attention costs its square."""
+    """The context: how many tokens (by default, characters) the model sees at once. Attention costs
+    its square."""
     n_layer: int = 4
     """How many blocks; each lets every position read the others once more."""
     n_head: int = 4
@@ -99,12 +117,23 @@ class TrainConfig:
     """The nonlinearity of `gpt`; GPT-2's weights were trained with `gelu_tanh`. (`bigram` has the
     article's ReLU.)"""
 
+    vocab_multiple: int = 1
+    """The token table is filled up to a multiple of this, for GPUs: 64 makes GPT-2's 50,257 rows
+    50,304. What is filled up is never predicted and not exported."""
+    checkpointing: bool = False
+    """Keep only what goes into each block of `gpt` and compute the rest again in the backward pass:
+    far less memory for a third more time."""
+
     iterations: int = 2000
     """How many steps the optimizer takes. The article calls one an epoch, which is something else:
     a pass over all the data."""
     batch_size: int = 12
-    """Windows per step. Few, because on a CPU the time of a step is proportional to them and noisy
-    gradients cost less than fewer steps."""
+    """Windows that are computed at once. Few, because on a CPU the time of a step is proportional
+    to them and noisy gradients cost less than fewer steps. So is its memory."""
+    total_batch: int = 0
+    """Tokens per step: gradients of as many batches as this takes are added up before the optimizer
+    moves. It must be a multiple of batch size times context; 0 is one batch a step. GPT-2 took
+    524,288."""
     learning_rate: Annotated[float, tyro.conf.arg(aliases=["--lr"])] = 1e-3
     """The largest step size. AdamW's customary 1e-3 suits a model this small; a large one
     needs less."""
@@ -139,19 +168,61 @@ class TrainConfig:
     """Steps between two lines of log.jsonl."""
     checkpoint_every: int = 500
     """Steps between two checkpoints, the most that a power cut costs; 0 saves at the end only."""
+    keep_checkpoints: int = 1
+    """How many of the latest checkpoints are kept; resuming needs one."""
+    keep_best: bool = False
+    """Also save at, and keep, the evaluation with the lowest validation loss."""
+    sample_every: int = 0
+    """Steps between two samples into the folder `samples`, to read how the model learns; 0 writes
+    the one at the end only."""
     sample_chars: int = 2000
-    """How many characters the trained model writes into sample.txt."""
+    """How many tokens (by default, characters) the model writes into a sample."""
     sample_prompt: str = ""
     """What that sample continues; without a prompt it begins as after a line break. (The article's
     text prompts with "i like to eat food", its code with token 0, which is the line break.)"""
 
+    checks: bool = True
+    """Look for the classic silent mistakes before the first step, as `python -m gpt check` does."""
+    ignore_memory: bool = False
+    """Begin although the plan needs more memory than the machine has."""
+    tensorboard: bool = False
+    """Write the log for TensorBoard as well (needs tensorboardX)."""
+    rank_timeout: float = 600.0
+    """With many processes: seconds after which one that does not come stops the others."""
+    bucket_mb: float = 25.0
+    """With many processes: megabytes of gradients that travel together."""
+    compare_every: int = 0
+    """With many processes: steps between two comparisons of their parameters; 0 compares at the
+    start only."""
+
     def __post_init__(self) -> None:
         for field in ("block_size", "n_layer", "n_head", "n_embd", "iterations", "batch_size"):
             at_least(self, field, 1)
-        for field in ("eval_every", "eval_batches", "log_every"):
+        for field in ("eval_every", "eval_batches", "log_every", "keep_checkpoints"):
             at_least(self, field, 1)
         for field in ("warmup", "checkpoint_every", "sample_chars", "weight_decay", "clip"):
             at_least(self, field, 0)
+        at_least(self, "vocab_multiple", 1)
+        at_least(self, "sample_every", 0)
+        at_least(self, "total_batch", 0)
+        at_least(self, "compare_every", 0)
+        at_least(self, "bucket_mb", 0)
+        require(
+            self.rank_timeout > 0,
+            f"--rank-timeout must be greater than 0, but it is {self.rank_timeout}",
+        )
+        tokens = self.batch_size * self.block_size
+        require(
+            self.total_batch % tokens == 0,
+            f"--total-batch {self.total_batch:,} is not a multiple of --batch-size "
+            f"{self.batch_size} times --block-size {self.block_size} = {tokens:,} tokens; the "
+            f"nearest that is: {max(1, round(self.total_batch / tokens)) * tokens:,}",
+        )
+        require(
+            self.model == "gpt" or not (self.checkpointing or self.vocab_multiple > 1),
+            "--checkpointing and --vocab-multiple belong to --model gpt; the article's model has "
+            "neither",
+        )
         for field in ("dropout", "beta1", "beta2"):
             value = getattr(self, field)
             require(0 <= value < 1, f"{flag(field)} must lie in [0, 1), but it is {value}")
@@ -177,8 +248,47 @@ class TrainConfig:
             f"--name {self.name!r} must be one folder name; --folder says where it lies",
         )
 
+    @property
+    def accumulation(self) -> int:
+        """How many batches' gradients make one step."""
+        return max(1, self.total_batch // (self.batch_size * self.block_size))
+
 
 # ---- Presets ----
+
+
+def gpt2_size(
+    preset: Preset, n_layer: int, n_head: int, n_embd: int, learning_rate: float, **changes: Any
+) -> TrainConfig:
+    """A size of GPT-2, by the recipe of GPT-3 (T. Brown et al., 2020, table 2.1 and appendix B).
+
+    That is: its betas, decay, clipping and cosine to a tenth, with a warm-up of 375 million tokens;
+    the batch of half a million tokens is GPT-2's. As it stands a run reads ten billion tokens.
+    """
+    values: dict[str, Any] = {
+        "tokenizer": "gpt2",
+        "block_size": 1024,
+        "bias": True,
+        "vocab_multiple": 64,
+        "iterations": 19_073,
+        "batch_size": 16,
+        "total_batch": 524_288,
+        "min_learning_rate": learning_rate / 10,
+        "warmup": 715,
+        "beta2": 0.95,
+        "eval_every": 250,
+        "eval_batches": 20,
+        "log_every": 1,
+        "checkpoint_every": 250,
+        "keep_checkpoints": 2,
+        "keep_best": True,
+        "sample_every": 250,
+        "sample_chars": 200,
+    }
+    sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
+    values.update(preset=preset, learning_rate=learning_rate, **sizes)
+    return TrainConfig(**{**values, **changes})
+
 
 PRESETS: dict[str, TrainConfig] = {
     "char": TrainConfig(),
@@ -204,12 +314,49 @@ PRESETS: dict[str, TrainConfig] = {
         eval_batches=200,
         checkpoint_every=1000,
     ),
-}
+    # GPT-2's 50,257 tokens on a text of 338,025 of them, in minutes on two cores. The head is
+    # nearly all of the work, so the model is narrow.
+    "gpt2-shakespeare": TrainConfig(
+        preset="gpt2-shakespeare",
+        tokenizer="gpt2",
+        n_embd=128,
+        batch_size=16,
+        iterations=400,
+        learning_rate=3e-3,
+        min_learning_rate=3e-4,
+        warmup=50,
+        eval_every=100,
+        eval_batches=5,
+        sample_every=100,
+        sample_chars=150,
+        checkpoint_every=100,
+        keep_best=True,
+    ),
+    # The sizes are those of gpt/model.py, where they are explained; a test compares.
+    "gpt2-124m": gpt2_size("gpt2-124m", 12, 12, 768, 6e-4),
+    "gpt2-355m": gpt2_size("gpt2-355m", 24, 16, 1024, 3e-4),
+    "gpt2-774m": gpt2_size("gpt2-774m", 36, 20, 1280, 2.5e-4),
+    "gpt2-1558m": gpt2_size("gpt2-1558m", 48, 25, 1600, 2e-4),
+    # The article's: 100 million tokens, 191 steps.
+    "gpt-37m": gpt2_size(
+        "gpt-37m", 10, 6, 384, 1e-3, vocab_multiple=128, iterations=191, warmup=20, eval_every=20,
+        checkpoint_every=20, sample_every=20,
+    ),
+}  # fmt: skip
 
 # What may differ when a run is resumed. All else decides what the run is: its model, its data, and
 # every step that it has already taken.
 CHANGEABLE = {
+    "bucket_mb",
+    "compare_every",
+    "rank_timeout",
+    "checks",
+    "ignore_memory",
     "iterations",
+    "keep_best",
+    "keep_checkpoints",
+    "sample_every",
+    "tensorboard",
     "eval_every",
     "eval_batches",
     "log_every",
@@ -222,31 +369,67 @@ CHANGEABLE = {
 @with_help
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Text from a trained run, printed as it is made."""
+    """Text from a trained model, printed as it is made."""
 
-    run: str
-    """The folder of the run, such as runs/char."""
-    prompt: str = ""
-    """What the text continues; without a prompt it begins as after a line break."""
+    run: str = ""
+    """The folder of a run, such as runs/char."""
+    weights: str = ""
+    """Or a folder of weights as `transformers` has them, or gpt2, gpt2-medium, gpt2-large,
+    gpt2-xl."""
+    prompt: tuple[str, ...] = ("",)
+    """What the text continues, one or several; without a prompt it begins as after a line break, or
+    the end of another text."""
     max_new_tokens: int = 500
-    """How many tokens (here: characters) to add to the prompt."""
+    """How many tokens (of a run on characters: characters) to add to the prompt."""
     temperature: float = 1.0
     """Below 1 the likely becomes likelier, above 1 the unlikely does; 0 takes the likeliest."""
     top_k: int = 0
     """Choose among this many likeliest tokens only; 0 chooses among all."""
     top_p: float = 1.0
     """Choose among the fewest likeliest tokens that hold this much probability together."""
+    min_p: float = 0.0
+    """Leave out tokens that are less likely than this share of the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that the text already has become less likely; 1.2 is much."""
+    stop: tuple[str, ...] = ()
+    """The text ends before any of these; give one or several."""
+    stop_at_end: bool = True
+    """Whether it ends where the model says so, with the token between two texts."""
     seed: int = 1337
-    """The same seed writes the same text."""
+    """The same seed writes the same text. Samples after the first take the seeds after it."""
     num_samples: int = 1
-    """How many texts to write."""
+    """How many texts to write for each prompt."""
+    batch_size: int = 8
+    """How many are written at once; a token of GPT-2's smallest takes 72 KiB in each."""
+    slide: int = 0
+    """How many of the oldest tokens a text beyond the model's context leaves behind at once; 0
+    takes a quarter of the context. 1 sees the most, and reads everything again for each token."""
+    cache: bool = True
+    """Whether keys and values of the tokens before are kept: the same text, much sooner."""
+    probabilities: bool = False
+    """Show how likely each token was, and what else was, in a table after each text."""
+    html: str = ""
+    """Write the texts, coloured by these probabilities, to this file."""
 
     def __post_init__(self) -> None:
         at_least(self, "max_new_tokens", 0)
         at_least(self, "temperature", 0)
         at_least(self, "top_k", 0)
         at_least(self, "num_samples", 1)
+        at_least(self, "batch_size", 1)
+        at_least(self, "slide", 0)
+        require(
+            bool(self.run) != bool(self.weights),
+            "generate needs a model: either --run FOLDER or --weights FOLDER",
+        )
+        require(bool(self.prompt), "--prompt needs a text; leave it out for none")
+        require(all(self.stop), "--stop needs texts: every text contains the empty one")
         require(0 < self.top_p <= 1, f"--top-p must lie in (0, 1], but it is {self.top_p}")
+        require(0 <= self.min_p <= 1, f"--min-p must lie in [0, 1], but it is {self.min_p}")
+        require(
+            0 < self.repetition_penalty < math.inf,
+            f"--repetition-penalty must be greater than 0, but it is {self.repetition_penalty}",
+        )
         check_seed(self.seed)
 
 

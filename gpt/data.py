@@ -2,7 +2,8 @@
 
 `load_text` finds a text by name or path, `split` keeps its last tenth for validation, `Windows`
 draws random batches with their targets, and `entropies` says which losses mean what on this very
-text. This file knows texts and token numbers, and nothing of models. Go next to `gpt/train.py`.
+text. This file knows texts and token numbers, and nothing of models. Go next to `gpt/corpus.py`,
+where texts and shards look alike.
 
 The article's `get_batch(split)` compares `split == 'train'` but is called with True and False: all
 its batches, those that it trains on included, come from the validation split, and the labels of the
@@ -16,6 +17,7 @@ import logging
 import math
 import os
 import pydoc_data.topics
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,15 @@ class Windows:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.batches_drawn = state["batches_drawn"]
         self.generator.set_state(state["generator"])
+
+
+def random_stream(seed: int, purpose: str) -> tt.Generator:
+    """Random numbers of a run for one purpose, independent of those for others."""
+    return tt.Generator(stream_seed(seed, purpose))
+
+
+def stream_seed(seed: int, purpose: str) -> int:
+    return zlib.crc32(f"{seed} {purpose}".encode())
 
 
 # ---- What a loss means ----

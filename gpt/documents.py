@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from gpt import UserError
 from gpt.bpe import END_OF_TEXT
+from gpt.files import check_regular
 from gpt.words import check_unicode
 
 CHUNK = 1 << 17  # bytes read at once, and characters after which a text is cut
@@ -119,10 +120,14 @@ def reading(path: Path) -> Iterator[None]:
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """The file's content, unpacked, and the file itself, whose place tells how far one is."""
+    with reading(path):
+        state = check_regular(path)
     with reading(path), open(path, "rb") as file:
         if path.suffix != ".gz":
             yield file, file
             return
+        if not state.st_size:  # Python would read it as the packed form of nothing
+            raise UserError(f"{path} is empty, which no packed file is")
         with gzip.GzipFile(fileobj=file) as unpacked:
             yield unpacked, file  # type: ignore[misc]
 
@@ -210,9 +215,10 @@ def json_lines(path: Path, field: str) -> Iterator[Section]:
             if not isinstance(record, dict):
                 raise UserError(f"{where} is a {type(record).__name__}, not an object with fields")
             if field not in record:
+                names = ", ".join(name[:60] for name in [*record][:8])
                 raise UserError(
-                    f"{where} has no field {field!r}, but {', '.join(list(record)[:8]) or 'none'}; "
-                    "--text-field names the field of the text"
+                    f"{where} has no field {field!r}, but {names or 'none'}; --text-field names "
+                    "the field of the text"
                 )
             if text := text_of(record[field], where):
                 yield Section(text, True, file.tell() - place)

@@ -8,26 +8,62 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from gpt import UserError
+from gpt.files import check_regular
 
-LARGEST = 1 << 28  # bytes; GPT-2's tokenizer takes 606,675
+LARGEST = 1 << 24  # bytes; GPT-2's tokenizer takes 606,675
 
 
 def read_json(path: Path) -> object:
-    """What a JSON file holds. Raises UserError where it is none, or far larger than any of ours."""
+    """What a JSON file holds. Raises UserError where it is none, or far larger than any of ours.
+
+    A name that stands twice in an object is an error too, and so are NaN and Infinity, which Python
+    would read.
+    """
     try:
-        if path.stat().st_size > LARGEST:
+        if check_regular(path).st_size > LARGEST:
             raise UserError(f"{path} is larger than {LARGEST >> 20} MiB, as no file of ours is")
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> object:
+    """What the text says. Raises UserError, which names `where`, if it is not JSON."""
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{where} is not JSON: {str(error).splitlines()[0]}") from None
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"it names {twice!r} twice in one object")
+    return made
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def brief(value: object) -> str:
+    """A value that a file holds, as an error shows it: no longer than a line."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deeply"
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def seal(content: dict[str, Any]) -> str:

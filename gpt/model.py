@@ -57,14 +57,15 @@ class LanguageModel(nn.Module):
         logits = self.logits(idx)
         if targets is None:
             return self._unpadded(logits), None
-        if targets.shape != idx.shape:
-            raise ValueError(
-                f"targets are {tuple(targets.shape)} but the input is {tuple(idx.shape)}; "
-                "they are the input moved by one token and have its shape"
-            )
-        check_vocabulary("targets", targets, self.vocab_size)
+        check_targets(targets, idx, self.vocab_size)
         loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
         return self._unpadded(logits), loss
+
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """The loss of `forward` alone: what training needs, and a model may find it with less."""
+        loss = self(idx, targets)[1]
+        assert loss is not None
+        return loss
 
     def _unpadded(self, logits: Tensor) -> Tensor:
         V = self.vocab_size
@@ -108,6 +109,16 @@ def check_token_ids(idx: Tensor, block_size: int) -> None:
             f"the input has {idx.shape[1]} tokens but the model's context (block_size) is "
             f"{block_size}; keep the last ones, idx[:, -{block_size}:]"
         )
+
+
+def check_targets(targets: Tensor, idx: Tensor, vocab_size: int) -> None:
+    """Says why these cannot be the tokens that follow those of `idx`, if they cannot."""
+    if targets.shape != idx.shape:
+        raise ValueError(
+            f"targets are {tuple(targets.shape)} but the input is {tuple(idx.shape)}; "
+            "they are the input moved by one token and have its shape"
+        )
+    check_vocabulary("targets", targets, vocab_size)
 
 
 def check_vocabulary(what: str, ids: Tensor, vocab_size: int) -> None:
@@ -484,6 +495,16 @@ class GPT(LanguageModel):
 
     def logits(self, idx: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         return self.lm_head(self.transformer(idx, cache))  # (B, T, V)
+
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """The loss of `forward`, but the logits of all positions are never in memory together."""
+        check_token_ids(idx, self.block_size)
+        check_vocabulary("input", idx, self.vocab_size)
+        check_targets(targets, idx, self.vocab_size)
+        head = self.lm_head
+        return F.linear_cross_entropy(
+            self.transformer(idx), head.weight, targets, linear_bias=head.scores_bias()
+        )
 
     def initialize(self) -> None:
         """GPT-2's starting point; each block adds to the stream twice. Rows of padding are 0."""

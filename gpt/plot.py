@@ -1,10 +1,11 @@
-"""The loss curve of a run as a picture, drawn from its log alone.
+"""The curves of a run as a picture, drawn from its log alone: loss, step size, gradient norm.
 
 Matplotlib is imported here and only when a picture is drawn: it takes longer to load than all else.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from gpt.runs import RunFolder
@@ -22,9 +23,10 @@ def plot_losses(run: RunFolder, path: Path) -> None:
     evaluations = run.records("evaluation")
     known = run.records("start")[-1]
 
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    unit = known.get("unit", "character")
+    figure = Figure(figsize=(9, 7.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, *below = figure.subplots(3, 1, sharex=True, height_ratios=(5, 1, 1))
     axes.plot(
         [record["step"] for record in steps],
         [record["loss"] for record in steps],
@@ -60,11 +62,20 @@ def plot_losses(run: RunFolder, path: Path) -> None:
             color=REFERENCE,
             fontsize=9,
         )
-    axes.set_title(f"{run.path.name}: how well each next character is foreseen", loc="left")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per character)")
-    axes.margins(x=0.02)
-    axes.grid(alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"{run.path.name}: how well each next {unit} is foreseen", loc="left")
+    axes.set_ylabel(f"loss (nats per {unit})")
+    for panel, name in zip(below, ("learning_rate", "gradient_norm"), strict=True):
+        panel.plot(
+            [record["step"] for record in steps],
+            [record.get(name, math.nan) for record in steps],
+            color=TRAIN,
+            linewidth=1.2,
+        )
+        panel.set_ylabel(name.replace("_", "\n"))
+    below[-1].set_xlabel("step")
+    for panel in (axes, *below):
+        panel.margins(x=0.02)
+        panel.grid(alpha=0.2)
+        panel.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(0.98, 0.93))
     figure.savefig(path, dpi=150)

@@ -17,11 +17,15 @@ from typing import Any
 from tqdm import tqdm
 
 from gpt.config import TrainConfig
-from gpt.data import Entropies, Text
+from gpt.corpus import Corpus
+from gpt.data import Entropies
+from tinytensor.distributed import get_rank
 
 
 def say(line: str) -> None:
-    """A line above the progress bar, and at once where the output is a pipe."""
+    """A line above the progress bar, at once where the output is a pipe; rank 0 alone speaks."""
+    if get_rank():
+        return
     tqdm.write(line)
     sys.stdout.flush()
 
@@ -31,15 +35,16 @@ def progress_bar(step: int, iterations: int) -> tqdm[Any]:
     return tqdm(
         initial=step,
         total=iterations,
-        disable=None,
+        disable=True if get_rank() else None,
         dynamic_ncols=True,
         bar_format="{percentage:3.0f}% {bar} {n}/{total} [{elapsed}, {remaining} left{postfix}]",
     )
 
 
-def introduce(text: Text, V: int, known: Entropies, parameters: int, config: TrainConfig) -> None:
+def introduce(corpus: Corpus, parameters: int, config: TrainConfig) -> None:
     """The text, the model, and what a loss on this text means, before the first step."""
-    say(f"text    {os.path.basename(text.source)}: {len(text.content):,} characters, {V} different")
+    V, known = corpus.vocab_size, corpus.known
+    say(f"text    {corpus.describe()}")
     say(
         f"model   {config.model}: {parameters:,} parameters, context {config.block_size}, "
         f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}"

@@ -4,6 +4,7 @@
         config.json, tokenizer.json     what was trained, on which vocabulary
         log.jsonl                       a line of JSON per record, each with its step
         loss.png, sample.txt            at the end
+        samples/000500.txt              on the way, if asked for
         checkpoint-002000/              model.safetensors, optimizer.safetensors, state.json
 
 A checkpoint is written aside, flushed to the disk and renamed into place, so that a process killed
@@ -15,6 +16,7 @@ of a run without a break. Go next to `gpt/train.py`, which fills the folder.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -24,16 +26,39 @@ from typing import Any
 import tinytensor as tt
 from gpt import UserError
 from gpt.config import TrainConfig, from_json, to_json
-from gpt.data import Windows
+from gpt.corpus import Batches
 from gpt.files import flush_file, flush_folder, read, replace_file, sha256
 from gpt.model import GPT, BigramLanguageModel, GPTConfig, LanguageModel
-from gpt.tokenizer import Tokenizer, load_tokenizer
+from gpt.tokenizer import Tokenizer
+from gpt.tokenizers import load_tokenizer
 
 Record = dict[str, Any]
 
 # A checkpoint is these two files and state.json, which holds at least the following.
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 STATE = {"step", "seconds", "batches", "random", "text", "vocabulary", "files"}
+
+
+def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
+    """The sizes and choices of the model that a run trains.
+
+    The article's model has them too, if not the class: two tables, biases in most places, ReLU.
+    """
+    article = config.model == "bigram"
+    return GPTConfig(
+        vocab_size=vocab_size,
+        block_size=config.block_size,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_embd=config.n_embd,
+        dropout=config.dropout,
+        bias=config.bias or article,
+        tied=config.tied and not article,
+        activation="relu" if article else config.activation,
+        head_bias=article,
+        vocab_multiple=config.vocab_multiple,
+        checkpointing=config.checkpointing,
+    )
 
 
 def build_model(config: TrainConfig, vocab_size: int) -> LanguageModel:
@@ -47,19 +72,7 @@ def build_model(config: TrainConfig, vocab_size: int) -> LanguageModel:
             num_layers=config.n_layer,
             dropout=config.dropout,
         )
-    return GPT(
-        GPTConfig(
-            vocab_size=vocab_size,
-            block_size=config.block_size,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-            dropout=config.dropout,
-            bias=config.bias,
-            tied=config.tied,
-            activation=config.activation,
-        )
-    )
+    return GPT(model_config(config, vocab_size))
 
 
 class RunFolder:
@@ -67,6 +80,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self.board: Any = None  # TensorBoard's writer, if it is wanted
 
     # ---- Beginning and finding ----
 
@@ -124,9 +138,20 @@ class RunFolder:
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.path / "tokenizer.json")
 
+    # ---- Samples ----
+
+    def write_sample(self, step: int, text: str) -> None:
+        """A text that the model wrote on the way, as samples/<step>.txt."""
+        path = self.path / "samples" / f"{step:06d}.txt"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
     # ---- The log ----
 
-    def log(self, kind: str, step: int, **values: float) -> None:
+    def log(self, kind: str, step: int, **values: float | str) -> None:
         """Appends a record; it reaches the disk before the checkpoint of its step does."""
         line = json.dumps({"step": step, "kind": kind, **values})
         try:
@@ -136,6 +161,22 @@ class RunFolder:
             raise UserError(
                 f"step {step} could not be logged in {self}: {error.strerror}; {self.way_on()}"
             ) from None
+
+        if self.board is not None and kind != "start":
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+            self.board.flush()
+
+    def open_board(self, step: int) -> None:
+        """Has the log written for TensorBoard, too, into the folder `tensorboard`."""
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "--tensorboard needs a package that is not installed: python -m pip install "
+                "tensorboardX"
+            ) from None
+        self.board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def records(self, kind: str) -> list[Record]:
         return [record for record in read_log(self.path / "log.jsonl") if record["kind"] == kind]
@@ -150,8 +191,12 @@ class RunFolder:
 
     def checkpoint(self) -> Path | None:
         """The latest checkpoint; a folder that was not renamed into place is none."""
+        return next(reversed(self.checkpoints()), None)
+
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints, the latest last."""
         found = [path for path in self.path.glob("checkpoint-*") if path.name[11:].isdecimal()]
-        return max(found, key=lambda path: int(path.name[11:]), default=None)
+        return sorted(found, key=lambda path: int(path.name[11:]))
 
     def way_on(self) -> str:
         """What is left after a failure, as the end of a sentence."""
@@ -165,11 +210,16 @@ class RunFolder:
         step: int,
         model: LanguageModel,
         optimizer: tt.optim.Optimizer,
-        batches: Windows,
+        batches: Batches,
         text: str,
         seconds: float,
+        keep: int = 1,
+        keep_best: bool = False,
     ) -> None:
-        """All that the next step depends on, with the SHA-256 of the text and the time it took."""
+        """All that the next step depends on, with the SHA-256 of the text and the time it took.
+
+        Of the others, the last `keep - 1` stay, and with `keep_best` that of the best evaluation.
+        """
         place = self.path / f"checkpoint-{step:06d}"
         if place.exists():
             return  # the same step of the same run
@@ -198,9 +248,27 @@ class RunFolder:
                 f"the checkpoint of step {step} could not be written to {self}: {error.strerror}; "
                 f"{self.way_on()}"
             ) from None
+        self.drop_checkpoints(keep, keep_best)
+
+    def drop_checkpoints(self, keep: int, keep_best: bool) -> None:
+        """Deletes all but the last ones and the best, and what a kill left half done."""
+        whole = self.checkpoints()
+        kept = set(whole[-keep:])
+        if keep_best:
+            kept.add(self.path / f"checkpoint-{self.best_evaluation()[0]:06d}")
         for other in self.path.glob("checkpoint-*"):
-            if other != place:
+            if other not in kept:
                 shutil.rmtree(other, ignore_errors=True)
+
+    def best_evaluation(self) -> tuple[int, float]:
+        """The step with the lowest validation loss so far, and the loss; 0 and inf before any."""
+        losses = [
+            (record["validation_loss"], record["step"])
+            for record in self.records("evaluation")
+            if record["step"]
+        ]
+        loss, step = min(losses, default=(math.inf, 0))
+        return step, loss
 
     def last_checkpoint(self) -> Path:
         """The latest checkpoint, which something needs. Raises UserError where there is none."""
@@ -244,7 +312,7 @@ class RunFolder:
         state: Record,
         model: LanguageModel,
         optimizer: tt.optim.Optimizer,
-        batches: Windows,
+        batches: Batches,
     ) -> None:
         """Puts everything back to where the latest checkpoint was taken; `state` is its state."""
         self.load_model(model)

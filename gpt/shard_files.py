@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpt import UserError
-from gpt.files import sha256
+from gpt.files import check_regular, sha256
 from gpt.json_files import read_sealed
 
 INDEX, UNFINISHED, KIND = "index.json", "unfinished", "shards"
@@ -56,7 +56,7 @@ class Shard:
 def read_shard(path: Path) -> Shard:
     """What a shard's header and size say. Raises UserError where they do not agree."""
     try:
-        size = path.stat().st_size
+        size = check_regular(path).st_size
         with open(path, "rb") as file:
             head = file.read(LARGEST_HEADER)
     except FileNotFoundError:

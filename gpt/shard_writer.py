@@ -106,6 +106,16 @@ class ShardWriter:
             if shard.tokens != tokens or shard.dtype != self.buffer.dtype:
                 raise UserError(f"{shard.path} is not the file that {path.name} lists; {again}")
             self.buffer[0], self.filled = shard.open()[-1], 1
+        if self.filled:  # its last token is about to be used; the others are checked by their index
+            self.check(len(found["shards"]) - 1)
+
+    def check(self, number: int) -> None:
+        """Raises UserError if a shard is not what was written."""
+        if sha256(self.part(number)) != self.progress["shards"][number][1]:
+            raise UserError(
+                f"the shard {self.part(number)} is damaged: its SHA-256 is not the one in "
+                f"{PROGRESS}; remove {self.work} to begin again"
+            )
 
     def part(self, number: int) -> Path:
         return self.work / f"{number:05d}.npy"
@@ -185,6 +195,7 @@ class ShardWriter:
             else:
                 tokens = stop - start
                 if self.part(i).exists():
+                    self.check(i)
                     save_tokens(place, read_shard(self.part(i)).open()[start:stop])
                 digest = sha256(place)
             splits[split].append({"file": name, "tokens": tokens, "sha256": digest})

@@ -7,12 +7,12 @@ and integers, no tensors. Go next to `gpt/data.py`, which cuts the numbers into 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 from gpt import UserError
+from gpt.json_files import read_sealed, seal
 
 
 class Tokenizer(Protocol):
@@ -90,7 +90,8 @@ class CharTokenizer:
         return "".join(self.vocabulary[i] for i in ids)
 
     def to_json(self) -> str:
-        return json.dumps({"kind": self.kind, "vocabulary": self.vocabulary}) + "\n"
+        """The vocabulary, and a hash against damage."""
+        return seal({"kind": self.kind, "vocabulary": self.vocabulary})
 
     def save(self, path: Path) -> None:
         path.write_text(self.to_json(), encoding="utf-8")
@@ -98,20 +99,11 @@ class CharTokenizer:
     @classmethod
     def load(cls, path: Path) -> CharTokenizer:
         """The tokenizer that `save` wrote. Raises UserError where the file is something else."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist") from None
-        except ValueError as error:
-            raise UserError(f"{path} is not a tokenizer: {error}") from None
-        vocabulary = content.get("vocabulary") if isinstance(content, dict) else None
-        if not isinstance(vocabulary, str) or content.get("kind") != cls.kind:
-            raise UserError(f"{path} is not a tokenizer of {cls.kind}")
-        if not vocabulary or sorted(set(vocabulary)) != list(vocabulary):
+        vocabulary = read_sealed(path, cls.kind).get("vocabulary")
+        if (
+            not isinstance(vocabulary, str)
+            or not vocabulary
+            or sorted(set(vocabulary)) != list(vocabulary)
+        ):
             raise UserError(f"{path}: the vocabulary must be distinct characters in sorted order")
         return cls(vocabulary)
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a run folder, of whichever kind its file says."""
-    return CharTokenizer.load(path)

@@ -1,4 +1,4 @@
-"""Training, as prose: batch, forward, backward, clip, step, log, evaluate, save; then a sample.
+"""Training, as prose: batches, gradients, clip, step, log, evaluate, sample, save.
 
 `train` is the whole of it and is read from top to bottom; what it calls stands below it. A run can
 be stopped at any step (Ctrl-C) or killed (`kill -9`) and goes on bit for bit: see `gpt/runs.py`.
@@ -9,22 +9,33 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import tinytensor as tt
-from gpt import UserError
+import tinytensor.distributed as dist
+from gpt import UserError, ranks
+from gpt.checks import all_checks, check_before_training, close
 from gpt.config import CHANGEABLE, TrainConfig, flag
-from gpt.data import Entropies, Text, Windows, entropies, load_text, split
+from gpt.corpus import Batch, Batches, Corpus, load_corpus
+from gpt.data import random_stream, stream_seed
+from gpt.diagnosis import all_finite, damaged_parameter, explain
 from gpt.generate import encode_prompt, generate
 from gpt.model import LanguageModel, parameter_groups
+from gpt.plan import flops_per_token, matmul_peak, plan_for
 from gpt.plot import plot_losses
 from gpt.progress import Clock, StopRequest, evaluation_line, introduce, progress_bar, say
 from gpt.runs import MODEL, OPTIMIZER, RunFolder, build_model
-from gpt.tokenizer import CharTokenizer, Tokenizer
+from gpt.streaming import TextStream
+from gpt.tokenizer import Tokenizer
+
+# A gradient is never this long, but its length is measured by the function that clips.
+NO_CLIP = 1e30
+IGNORED = -100  # a target that is none: cross-entropy leaves it out
 
 
 @dataclass(frozen=True)
@@ -41,51 +52,67 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
 
     Prints its progress. Raises UserError for whatever the user can put right.
     """
-    text = load_text(config.data)
-    if text.note:
-        say(text.note)
-    tokenizer = CharTokenizer.of(text.content)
-    tokens = np.array(tokenizer.encode(text.content), dtype=token_dtype(tokenizer.vocab_size))
-    train_tokens, validation_tokens = split(tokens, config.block_size, text.source)
-    known = entropies(train_tokens, tokenizer.vocab_size)
+    place = ranks.join(config)  # of many processes, or of this one
+    saved = run.load_state(MODEL, OPTIMIZER) if run is not None and run.checkpoint() else None
+    if saved is None:
+        corpus = load_corpus(config)
+    else:
+        assert run is not None
+        corpus = load_corpus(config, run.tokenizer(), saved["text"])
+    if corpus.note:
+        say(corpus.note)
+    tokenizer, known = corpus.tokenizer, corpus.known
     # Encoded now: that it cannot be should not come out after the training.
     prompt = encode_prompt(tokenizer, config.sample_prompt, "--sample-prompt")
+    plan = plan_for(config, tokenizer.vocab_size)
+    plan.check()
+    if config.total_batch:  # what takes long or much is said before anything is allocated
+        say("\n".join(plan.lines()))
 
     tt.manual_seed(config.seed)
     model = build_model(config, tokenizer.vocab_size)
     optimizer = build_optimizer(config, model)
-    batches = Windows(
-        train_tokens, config.block_size, config.batch_size, random_stream(config.seed, "batches")
-    )
-    splits = {"train": train_tokens, "validation": validation_tokens}
+    batches = corpus.training_batches()
+    if saved is None and config.checks:
+        check_before_training(model, optimizer, corpus, config)
 
-    config = dataclasses.replace(config, data=text.source)
+    config = dataclasses.replace(config, data=corpus.source)
     step, seconds_before = 0, 0.0
-    resuming = run is not None
+    if run is not None:
+        run = ranks.written_by_rank_0(run)
     if run is None:
-        run = RunFolder.create(config)
+        run = ranks.new_folder(config)
         config = dataclasses.replace(config, name=run.path.name)
         run.begin(config, tokenizer)
-    elif run.checkpoint() is None:  # it was stopped before its first checkpoint
+    elif saved is None:  # it was stopped before its first checkpoint
         run.begin(config, tokenizer)
     else:
-        state = run.load_state(MODEL, OPTIMIZER)
-        check_same_text(run, state["text"], text)
-        run.load_checkpoint(state, model, optimizer, batches)
-        step, seconds_before = state["step"], state["seconds"]
+        run.load_checkpoint(saved, model, optimizer, batches)
+        step, seconds_before = saved["step"], saved["seconds"]
         run.save_config(config)
+    if config.tensorboard:
+        run.open_board(step)
+
+    facts_of_run = {"step": step, **dataclasses.asdict(config)}
+    dist.check_agreement(model.parameters(), facts_of_run, code=("tinytensor", "gpt"))
+    # A batch's gradient counts by its share of all targets, so that the ranks' are added up.
+    parallel = dist.DistributedDataParallel(
+        model, config.bucket_mb, average=False, check_every=config.compare_every
+    )
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    introduce(text, tokenizer.vocab_size, known, parameters, config)
-    if resuming:
+    introduce(corpus, parameters, config)
+    if saved is not None:
         say(f"goes on from step {step:,} of {config.iterations:,}")
-    facts = {"tokens": len(tokens), "vocab_size": tokenizer.vocab_size, "parameters": parameters}
+    flops, peak = flops_per_token(plan.sizes), matmul_peak()
     clock = Clock(seconds_before)
 
     with StopRequest() as stop, progress_bar(step, config.iterations) as bar:
-        if step == 0:
+        if saved is None:
+            facts = {"tokens": corpus.tokens, "vocab_size": corpus.vocab_size, "unit": corpus.unit}
+            facts |= {"parameters": parameters, "matmul_peak": round(peak)}
             run.log("start", 0, **facts, **dataclasses.asdict(known))
-            losses = evaluate(model, splits, config)
+            losses = evaluate(model, corpus)
             run.log("evaluation", 0, **losses)
             say(evaluation_line(0, losses, known, clock, config))
         clock.restart()
@@ -93,44 +120,139 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
         stopping = False
         while step < config.iterations and not stopping:
             step += 1
-            x, y = batches.next_batch()  # (B, T) each
-            _, loss = model(x, y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            measured = {"loss": loss.item(), "learning_rate": learning_rate(step, config)}
-            if config.clip:
-                norm = tt.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-                measured["gradient_norm"] = norm.item()
-            check_finite(step, measured, run)
+            before = batches.state_dict()
+            step_batches = [batches.next_batch() for _ in range(config.accumulation)]  # (B, T) each
+            loss = ranks.summed(accumulate(parallel, optimizer, step_batches, config, step))
+            norm = tt.nn.utils.clip_grad_norm_(model.parameters(), config.clip or NO_CLIP)
+            measured = {
+                "loss": loss,
+                "learning_rate": learning_rate(step, config),
+                "gradient_norm": norm.item(),
+            }
+            if not all_finite(measured):
+                batches.load_state_dict(before)
+                again = lambda: accumulate(parallel, optimizer, step_batches, config, step)  # noqa: E731, B023
+                parallel.ordered = False
+                with parallel.no_sync():  # each rank looks at its own batches, which stay with it
+                    why = explain(again, model)
+                if not damaged_parameter(model):  # what the step began with, to look at it again
+                    save(run, step - 1, model, optimizer, batches, corpus, clock, config)
+                raise UserError(diverged(step, measured, why, run))
             for group in optimizer.param_groups:
                 group["lr"] = measured["learning_rate"]
             optimizer.step()
-            clock.count(x.numel())
+            clock.count(sum(x.numel() for x, _ in step_batches))
 
             if step % config.log_every == 0:
                 rate = clock.tokens_per_second()
-                run.log("train", step, **measured, tokens_per_second=rate, seconds=clock.seconds())
-                bar.set_postfix_str(
-                    f"loss {measured['loss']:.3f}, {rate:,} tokens/s", refresh=False
+                utilisation = round(rate * flops / peak, 4)
+                run.log(
+                    "train",
+                    step,
+                    **measured,
+                    tokens_per_second=rate,
+                    flops_utilisation=utilisation,
+                    seconds=clock.seconds(),
                 )
-            if step % config.eval_every == 0 or step == config.iterations:
-                losses = evaluate(model, splits, config)
+                bar.set_postfix_str(
+                    f"loss {loss:.3f}, {rate:,} tokens/s, {utilisation:.0%} of peak", refresh=False
+                )
+            last = step == config.iterations
+            best = False
+            if step % config.eval_every == 0 or last:
+                losses = evaluate(model, corpus)
+                best = losses["validation_loss"] < run.best_evaluation()[1]
                 run.log("evaluation", step, **losses, seconds=clock.seconds())
                 say(evaluation_line(step, losses, known, clock, config))
                 clock.restart()
-            stopping = stop.requested
+            if config.sample_every and step % config.sample_every == 0 and ranks.leads():
+                run.write_sample(step, sample(model, tokenizer, prompt, config, step))
+                clock.restart()
+            stopping = ranks.anyone(stop.requested)
             due = config.checkpoint_every and step % config.checkpoint_every == 0
-            if due or stopping or step == config.iterations:
-                run.save_checkpoint(
-                    step, model, optimizer, batches, text=text.sha256, seconds=clock.seconds()
-                )
+            if due or stopping or last or (best and config.keep_best):
+                save(run, step, model, optimizer, batches, corpus, clock, config)
             bar.update()
 
+    close(batches)
+    dist.destroy_process_group()
     if step < config.iterations:
-        say(f"stopped after step {step:,}; to go on:  {run.resume_command}")
+        if place.rank == 0:
+            say(f"stopped after step {step:,}; to go on:  {run.resume_command}")
         return Outcome(run, step, finished=False)
-    finish(run, model, tokenizer, prompt, known, config)
+    if place.rank == 0:
+        finish(run, model, corpus, prompt, config)
     return Outcome(run, step, finished=True)
+
+
+# ---- A step's gradients ----
+
+
+def accumulate(
+    model: Any,
+    optimizer: tt.optim.Optimizer,
+    batches: list[Batch],
+    config: TrainConfig,
+    step: int,
+) -> float:
+    """This rank's part of the mean loss over the targets of all batches.
+
+    The gradient of the whole is left in the parameters. `model` is the language model itself, or
+    inside DistributedDataParallel.
+
+    Each batch's loss is a mean of its own, so its gradient counts by its share of the targets: the
+    sum is the gradient of one large batch. (Adding the means up, or dividing by the number of
+    batches where some have targets to ignore, gives another one.)
+    """
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    own = ranks.share_of(list(zip(batches, shares(batches), strict=True)))
+    for number, ((x, y), share) in own:
+        if config.dropout:  # masks that depend on the batch alone, not on who computes it when
+            place = (step - 1) * len(batches) + number
+            tt.manual_seed(stream_seed(config.seed, f"dropout {place}"))
+        loss = model(x, y)[1]  # the logits, the largest array of a step, are let go
+        more = number != own[-1][0] and isinstance(model, dist.DistributedDataParallel)
+        with model.no_sync() if more else nullcontext():
+            loss.backward(None if share == 1.0 else tt.full((), share))
+        total += share * loss.item()
+    return total
+
+
+def shares(batches: Iterable[Batch]) -> list[float]:
+    """Which part of all targets each batch has."""
+    counts = [int(np.count_nonzero(y.numpy() != IGNORED)) for _, y in batches]
+    return [count / sum(counts) for count in counts]
+
+
+def diverged(step: int, measured: dict[str, float], why: str, run: RunFolder) -> str:
+    name = next(name for name, value in measured.items() if not math.isfinite(value))
+    return (
+        f"at step {step} the {name.replace('_', ' ')} is {measured[name]}: the training has "
+        f"diverged; {why}; a lower --learning-rate may help ({run.way_on()})"
+    )
+
+
+def save(
+    run: RunFolder,
+    step: int,
+    model: LanguageModel,
+    optimizer: tt.optim.Optimizer,
+    batches: Batches,
+    corpus: Corpus,
+    clock: Clock,
+    config: TrainConfig,
+) -> None:
+    run.save_checkpoint(
+        step,
+        model,
+        optimizer,
+        batches,
+        text=corpus.digest,
+        seconds=clock.seconds(),
+        keep=config.keep_checkpoints,
+        keep_best=config.keep_best,
+    )
 
 
 # ---- The optimizer ----
@@ -163,38 +285,40 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return lowest + (highest - lowest) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def check_finite(step: int, measured: dict[str, float], run: RunFolder) -> None:
-    for name, value in measured.items():
-        if not math.isfinite(value):
-            raise UserError(
-                f"at step {step} the {name.replace('_', ' ')} is {value}: the training has "
-                f"diverged; a lower --learning-rate may help ({run.way_on()})"
-            )
-
-
 # ---- Evaluation ----
 
 
-def evaluate(
-    model: LanguageModel, splits: dict[str, np.ndarray[Any, Any]], config: TrainConfig
-) -> dict[str, float]:
-    """The mean loss on each split, over the same random windows each time.
+def evaluate(model: LanguageModel, corpus: Corpus) -> dict[str, float]:
+    """The mean loss on each split, over the same batches each time.
 
-    They come from a generator of their own: evaluating changes nothing in the training.
+    They are drawn apart from the others: evaluating changes nothing in the training.
     """
     model.eval()
     losses = {}
     with tt.no_grad():
-        for name, tokens in splits.items():
-            generator = random_stream(config.seed, f"evaluation on {name}")
-            batches = Windows(tokens, config.block_size, config.batch_size, generator)
-            total = 0.0
-            for _ in range(config.eval_batches):
-                _, loss = model(*batches.next_batch())
-                total += loss.item()
-            losses[f"{name}_loss"] = total / config.eval_batches
+        for split in corpus.splits:
+            own = ranks.dealt(list(corpus.evaluation_batches(split)))
+            each = ranks.collected([model(x, y)[1].item() for x, y in own])
+            losses[f"{split}_loss"] = sum(each) / len(each)
     model.train()
     return losses
+
+
+def sample(
+    model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], config: TrainConfig, step: int
+) -> str:
+    """What the model writes at this step; its random numbers are its own."""
+    generator = random_stream(config.seed, f"sample {step}")
+    ids = generate(model, prompt, config.sample_chars, generator=generator)
+    return "".join(pieces(tokenizer, ids))
+
+
+def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Text as it becomes certain: a token may end in the middle of a character."""
+    stream = TextStream(tokenizer)
+    for i in ids:
+        yield stream.add(i)
+    yield stream.finish()
 
 
 # ---- The end of a run ----
@@ -203,12 +327,12 @@ def evaluate(
 def finish(
     run: RunFolder,
     model: LanguageModel,
-    tokenizer: Tokenizer,
+    corpus: Corpus,
     prompt: list[int],
-    known: Entropies,
     config: TrainConfig,
 ) -> None:
     """The loss curve, the sample, and where everything is."""
+    tokenizer, known = corpus.tokenizer, corpus.known
     loss = run.records("evaluation")[-1]["validation_loss"]
     generator = random_stream(config.seed, "sample")
     ids = generate(model, prompt, config.sample_chars, generator=generator)
@@ -216,8 +340,7 @@ def finish(
         plot_losses(run, run.path / "loss.png")
         say("-" * 72)
         with open(run.path / "sample.txt", "w", encoding="utf-8", newline="\n") as file:
-            for i in ids:
-                piece = tokenizer.decode([i])
+            for piece in pieces(tokenizer, ids):
                 file.write(piece)
                 print(piece, end="", flush=True)
     except OSError as error:
@@ -230,6 +353,24 @@ def finish(
     print(f"{run} holds loss.png, sample.txt, log.jsonl, config.json and the checkpoint")
     example = example_prompt(tokenizer)
     print(f"more text:  python -m gpt generate --run {shlex.quote(str(run))} --prompt '{example}'")
+
+
+# ---- Looking first ----
+
+
+def check(config: TrainConfig) -> bool:
+    """Runs every check of `gpt/checks.py` on what `train` would begin, and prints their words."""
+    corpus = load_corpus(config)
+    plan_for(config, corpus.vocab_size).check()
+    tt.manual_seed(config.seed)
+    model = build_model(config, corpus.vocab_size)
+    optimizer = build_optimizer(config, model)
+    faults = 0
+    for statement, look in all_checks(model, optimizer, corpus, config):
+        fault = look()
+        say(f"fault   {fault}" if fault else f"ok      {statement}")
+        faults += bool(fault)
+    return not faults
 
 
 # ---- Resuming ----
@@ -246,24 +387,7 @@ def check_changes(saved: TrainConfig, asked: TrainConfig) -> None:
             )
 
 
-def check_same_text(run: RunFolder, digest: str, text: Text) -> None:
-    if text.sha256 != digest:
-        raise UserError(
-            f"{text.source} is not the text that {run} began with (its SHA-256 begins "
-            f"{text.sha256[:8]}, then {digest[:8]}); a run goes on with its own text only"
-        )
-
-
 # ---- Small things ----
-
-
-def random_stream(seed: int, purpose: str) -> tt.Generator:
-    """Random numbers of the run for one purpose, independent of those for others."""
-    return tt.Generator(zlib.crc32(f"{seed} {purpose}".encode()))
-
-
-def token_dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
-    return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
 def example_prompt(tokenizer: Tokenizer) -> str:

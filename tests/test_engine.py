@@ -1019,9 +1019,9 @@ class Elsewhere:
 
 @pytest.fixture
 def elsewhere():
-    backend.register_array_type(Elsewhere, np)
+    backend.register_array_type(Elsewhere, np, lambda array: backend.device("cuda", 3))
     yield
-    del backend._modules[Elsewhere]
+    del backend._modules[Elsewhere], backend._places[Elsewhere]
 
 
 def test_another_array_type_computes_as_itself(elsewhere):

@@ -39,6 +39,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["--steps", "5", "--test", "20"],
         r"\d+ of \d+ spellings of unseen days read without an error",
     ),
+    "08_many_processes.py": (
+        ["--iterations", "4", "--eval-batches", "4", "--data", "python"],
+        rf"validation loss {NUMBER} on (1, 2 and 4 processes, with the same bits|1 process: .*)",
+    ),
     "benchmark_bigram.py": (
         ["--rounds", "1", "--steps", "2"],
         rf"tinytensor {NUMBER} ms(, PyTorch {NUMBER} ms: {NUMBER} times as fast)?"

@@ -154,6 +154,60 @@ def test_state_dict_of_a_tied_model(tmp_path: Path) -> None:
     assert second[1].weight is second[0].weight
 
 
+# --- mapped ------------------------------------------------------------------------------------
+
+
+@in_one_folder
+@given(st.dictionaries(names, tensors(), max_size=4))
+def test_mapped_file_round_trip(tmp_path: Path, saved: Any) -> None:
+    path = tmp_path / "x.safetensors"
+    tt.save_file(saved, path)
+    mapped = tt.load_file(path, mmap=True)
+    assert len(mapped) == len(saved) and set(mapped) == set(saved)
+    for name, tensor in saved.items():
+        assert name in mapped
+        assert_same(mapped[name], tensor)
+
+
+def test_mapped_tensors_are_private_and_outlive_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    weight = tt.arange(6, dtype=tt.float32)
+    tt.save_file({"a": weight, "same": weight}, path)
+    mapped = tt.load_file(path, mmap=True)
+    a = mapped["a"]
+    a.mul_(2)
+    assert mapped["a"].tolist() == mapped["same"].tolist() == weight.tolist()
+    assert tt.load_file(path)["a"].tolist() == weight.tolist()
+    path.unlink()
+    del mapped
+    assert a.tolist() == (weight * 2).tolist()
+
+
+def test_mapped_file_is_checked_when_it_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    tt.save_file({"a": tt.arange(6)}, path)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="x: "):
+            tt.load_file(path, mmap=True)
+    path.write_bytes(content)
+    mapped = tt.load_file(path, mmap=True)
+    os.truncate(path, len(content) - 1)
+    with pytest.raises(ValueError, match=r"a could not be read .the file has been cut short since"):
+        mapped["a"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a pipe")
+@pytest.mark.parametrize("mmap", [False, True])
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path, mmap: bool) -> None:
+    os.mkfifo(tmp_path / "x")
+    (tmp_path / "y").symlink_to("/dev/zero")
+    for name in "xy":
+        with pytest.raises(ValueError, match=f"{name}: this is a pipe or a device, not a file"):
+            tt.load_file(tmp_path / name, mmap=mmap)
+
+
 # --- writing: whole or not at all --------------------------------------------------------------
 
 

@@ -10,6 +10,8 @@ To read it: `tensor.py` (Tensor and @op), `autograd.py` (the graph and the walk)
 
 from __future__ import annotations
 
+from typing import Any as _Any
+
 import numpy as _np
 
 # "X as X" tells type checkers that a name is offered here, and not only used.
@@ -37,6 +39,8 @@ from .cpu import get_num_threads as get_num_threads
 from .cpu import set_num_threads as set_num_threads
 from .creation import *
 from .creation import asarray as _asarray
+from .cuda.matmul import get_float32_matmul_precision as get_float32_matmul_precision
+from .cuda.matmul import set_float32_matmul_precision as set_float32_matmul_precision
 from .functions import *
 from .random import Generator as Generator
 from .random import default_generator as default_generator
@@ -71,3 +75,12 @@ bool = _np.dtype(_np.bool_)
 
 inference_mode = no_grad
 as_tensor = _asarray
+
+
+def __getattr__(name: str) -> _Any:
+    # `tt.distributed` is imported when it is first asked for: one process pays nothing for it.
+    if name == "distributed":
+        from importlib import import_module
+
+        return import_module("tinytensor.distributed")
+    raise AttributeError(f"module 'tinytensor' has no attribute {name!r}")

@@ -2,14 +2,15 @@
 checkpoint.
 
 Both write the safetensors format: eight bytes that say how long the header is, the header (JSON:
-name,
-dtype, shape and place of each tensor), the numbers. Any safetensors reader can open the files.
-Nothing
-here ever unpickles: a pickle is a program, and a file from somewhere else should not be run.
+name, dtype, shape and place of each tensor), the numbers. Any safetensors reader can open the
+files. Nothing here ever unpickles: a pickle is a program, and a file from somewhere else should not
+be run.
 
 - A file is written whole or not at all: into a temporary file beside it, flushed to the disk, and
 renamed.
 - A file that is damaged, cut off or hostile gives one ValueError with the path and what is wrong.
+The format has no checksum, so a number that was changed is not noticed: where that matters, keep
+the file's hash beside it, as `gpt/runs.py` does.
 - Tensors that share their memory (a tied weight) are stored once and shared again when they are
 loaded.
 """
@@ -19,14 +20,17 @@ from __future__ import annotations
 import errno
 import json
 import math
+import mmap as memory_map
 import os
 import re
 import secrets
 import stat
 import sys
+import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, overload
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -71,10 +75,8 @@ def save_file(
     """Write `tensors` to a safetensors file: any dtype and layout, on any device.
 
     `metadata` is text that travels along (`load_metadata` reads it). The file appears under its
-    name when
-    it is complete; until then, and if anything fails, what was there before stays. Raises
-    TypeError for
-    what the format cannot hold, and OSError when the file cannot be written.
+    name when it is complete; until then, and if anything fails, what was there before stays. Raises
+    TypeError for what the format cannot hold, and OSError when the file cannot be written.
     """
     where = f"save_file: {path}"
     for key, text in (metadata or {}).items():
@@ -85,15 +87,31 @@ def save_file(
     _write(where, dict(tensors), path, dict(metadata or {}))
 
 
-def load_file(path: Path, device: device | str = CPU) -> dict[str, Tensor]:
+@overload
+def load_file(
+    path: Path, device: device | str = CPU, *, mmap: Literal[False] = False
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def load_file(path: Path, device: device | str = CPU, *, mmap: bool) -> Mapping[str, Tensor]: ...
+
+
+def load_file(
+    path: Path, device: device | str = CPU, *, mmap: bool = False
+) -> Mapping[str, Tensor]:
     """The tensors of a safetensors file, by name, on `device`; the numbers are read once, into new
     memory.
 
+    With `mmap=True` nothing is read yet: each lookup maps that tensor's part of the file, which the
+    system reads as the numbers are used and forgets with the tensor. Writing into such a tensor
+    changes that tensor only. The file must stay as it is meanwhile.
+
     Raises ValueError if the file is not a whole and well-formed safetensors file, OSError if it
-    cannot
-    be read.
+    cannot be read.
     """
-    return _read(f"load_file: {path}", path, device)[0]
+    where = f"load_file: {path}"
+    return _MappedFile(where, path, device) if mmap else _read(where, path, device)[0]
 
 
 def load_metadata(path: Path) -> dict[str, str]:
@@ -340,6 +358,35 @@ def _read(where: str, path: Path, place: device | str) -> tuple[dict[str, Tensor
     return {name: as_tensor(array) for name, array in arrays.items()}, metadata
 
 
+class _MappedFile(Mapping[str, Tensor]):
+    """What `load_file(mmap=True)` returns: a safetensors file as a dict, one mapping a lookup."""
+
+    def __init__(self, where: str, path: Path, place: device | str) -> None:
+        self._where, self._place = where, device(place)
+        with _opened(where, path) as (file, header):
+            self._shared = _shared(where, _metadata(header), header)
+            self._entries = {n: entry for n, entry in header.items() if n != "__metadata__"}
+            for name, entry in self._entries.items():
+                _layout(where, name, entry)
+            self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        original = self._shared.get(name, name)
+        array = _map_array(self._where, self._file, original, self._entries[original])
+        return as_tensor(to_device(array, self._place))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._shared
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._entries
+        yield from self._shared
+
+    def __len__(self) -> int:
+        return len(self._entries) + len(self._shared)
+
+
 @contextmanager
 def _opened(where: str, path: Path) -> Iterator[tuple[BinaryIO, dict[str, Any]]]:
     """The file and its header, which the library has found to be well-formed and to fit the file's
@@ -349,6 +396,9 @@ def _opened(where: str, path: Path) -> Iterator[tuple[BinaryIO, dict[str, Any]]]
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{where}: expected a path, got a {type(path).__name__}")
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would be waited for
+        raise ValueError(f"{where}: this is a pipe or a device, not a file")
     with open(path, "rb") as file:
         try:
             with safe_open(os.fspath(path), framework="np"):
@@ -367,7 +417,7 @@ def _opened(where: str, path: Path) -> Iterator[tuple[BinaryIO, dict[str, Any]]]
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        twice = next(key for key in made if sum(key == other for other, _ in pairs) > 1)
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"its header names {twice!r} twice")
     return made
 
@@ -415,7 +465,8 @@ def _shared(where: str, metadata: Mapping[str, str], header: Mapping[str, Any]) 
     return shared  # type: ignore[no-any-return]
 
 
-def _read_array(where: str, file: BinaryIO, name: str, entry: Mapping[str, Any]) -> Array:
+def _layout(where: str, name: str, entry: Mapping[str, Any]) -> tuple[DType, int, int]:
+    """A tensor's dtype, how many numbers it has, and at which byte of the file they begin."""
     dtype = _DTYPES.get(entry["dtype"])
     if dtype is None:
         raise ValueError(
@@ -423,15 +474,45 @@ def _read_array(where: str, file: BinaryIO, name: str, entry: Mapping[str, Any])
         )
     start, stop = entry["data_offsets"]
     count = math.prod(entry["shape"])
-    file.seek(start)
     if count * dtype.itemsize != stop - start:
         raise ValueError(f"{where}: the shape of {name} does not fit its {stop - start} bytes")
+    return dtype, count, start
+
+
+def _read_array(where: str, file: BinaryIO, name: str, entry: Mapping[str, Any]) -> Array:
+    dtype, count, start = _layout(where, name, entry)
+    file.seek(start)
     try:
         array = np.fromfile(file, dtype, count).reshape(entry["shape"])
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{where}: {name} could not be read ({error})") from None
+    return _native(where, name, array)
+
+
+def _map_array(where: str, number: int, name: str, entry: Mapping[str, Any]) -> Array:
+    """The same, from memory that shows the file with this descriptor."""
+    dtype, count, start = _layout(where, name, entry)
+    before = start % memory_map.ALLOCATIONGRANULARITY  # a mapping begins where a page does
+    length = before + count * dtype.itemsize
+    try:
+        if not count:
+            return np.empty(entry["shape"], dtype)
+        if os.fstat(number).st_size < start + count * dtype.itemsize:
+            raise ValueError("the file has been cut short since it was opened")
+        memory = memory_map.mmap(
+            number, length, access=memory_map.ACCESS_COPY, offset=start - before
+        )
+        array = np.frombuffer(memory, dtype, count, before).reshape(entry["shape"])
+        array = np.require(array, requirements="A")  # a header of odd length puts it anywhere
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: {name} could not be read ({error})") from None
+    return _native(where, name, array)
+
+
+def _native(where: str, name: str, array: Array) -> Array:
+    """The numbers in this machine's order of bytes, and bools that are bools."""
     if sys.byteorder == "big":
         array.byteswap(inplace=True)
-    if dtype == np.bool_ and count and array.view(np.uint8).max() > 1:
+    if array.dtype == np.bool_ and array.size and array.view(np.uint8).max() > 1:
         raise ValueError(f"{where}: {name} is of dtype bool but holds bytes other than 0 and 1")
     return array

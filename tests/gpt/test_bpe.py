@@ -26,6 +26,7 @@ import gpt.bpe
 from gpt import UserError, tokenizers
 from gpt.bpe import BYTES, TOKEN_OF_BYTE, BytePairTokenizer, count_words, learn_merges
 from gpt.data import SHAKESPEARE_VARIABLE
+from gpt.tokenizer import CharTokenizer
 from gpt.tokenizers import (
     GPT2_FILES,
     TiktokenTokenizer,
@@ -328,7 +329,8 @@ def test_transformers_reads_the_files(tokenizer, tmp_path):
         ("[]", "is not a file of byte pairs"),
         ('{"kind": "words"}', "is not a file of byte pairs"),
         ('{"kind": "byte pairs", "merges": []}', "is damaged"),
-        ('{"kind": "characters", "vocabulary": "ba"}', "in sorted order"),
+        ('{"kind": "characters", "vocabulary": "ab"}', "is damaged"),
+        (CharTokenizer("ba").to_json(), "in sorted order"),
     ],
 )
 def test_a_file_that_is_no_tokenizer_is_a_sentence(tmp_path, content, words):

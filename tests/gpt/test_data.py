@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import tinytensor as tt
 from gpt import UserError, data
 from gpt.data import Entropies, Windows, entropies, load_text, split
-from gpt.tokenizer import CharTokenizer, load_tokenizer
+from gpt.tokenizer import CharTokenizer
+from gpt.tokenizers import load_tokenizer
 
 # The 65 characters of Tiny Shakespeare, sorted.
 SHAKESPEARE_VOCABULARY = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

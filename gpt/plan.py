@@ -1,0 +1,228 @@
+"""What a run will take, said before anything is allocated: steps, memory by layer, what would fit.
+
+The memory of a training step is the parameters, as much again for their gradients, twice that for
+AdamW's two moments, and what the forward pass keeps for the backward pass, which grows with the
+rows of a batch. The terms below name each array that is kept; `tests/gpt/test_plan.py` compares
+their sum with what a process really allocates. They are within MARGIN of each other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt import UserError
+from gpt.config import TrainConfig
+from gpt.model import GPTConfig
+from gpt.runs import model_config
+
+FLOAT = 4  # bytes of a float32
+MARGIN = 0.15  # how far the prediction may be from what is measured
+# Attention keeps its weights for contexts up to SHORT and with dropout; else up to KEPT numbers.
+SHORT, KEPT = 64, 1 << 21
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory of a run, in bytes, and the tokens of its steps."""
+
+    config: TrainConfig
+    sizes: GPTConfig
+    available: int | None  # what the machine can give; None where it does not say
+
+    @property
+    def parameters(self) -> int:
+        return self.sizes.parameter_count()
+
+    @property
+    def fixed(self) -> dict[str, int]:
+        """What does not depend on the batch."""
+        one = FLOAT * self.parameters
+        return {"parameters": one, "gradients": one, "AdamW's moments": 2 * one}
+
+    def activations(self, rows: int) -> dict[str, int]:
+        """What one batch of so many rows takes, by layer, where it is most: in the backward pass.
+
+        Letters as in gpt/model.py; N tokens are in the batch.
+        """
+        c = self.sizes
+        B, T, C, H, L = rows, c.block_size, c.n_embd, c.n_head, c.n_layer
+        N = B * T
+        weights = B * H * T * T
+        # For their gradients: both norms keep their normalised input (2C), both linear layers after
+        # them what they were given (2C); attention q, k and v (3C) and its output, which is what
+        # the projection was given (C); the wide layer's output (4C) and its activation (4C).
+        block = 16 * C * N
+        if T <= SHORT or c.dropout:
+            block += weights + C * N  # all weights; the output is copied for the projection
+        elif weights <= KEPT:
+            block += weights * (T + SHORT) // (2 * T)  # the exponentials below the diagonal
+        kept = L * block
+        if c.checkpointing:  # the input of each block, and one block as it is computed again
+            kept = L * C * N + block
+        # The final norm (C), what the head was given (C), the probabilities and their gradient.
+        head = (2 * C + 2 * c.padded_vocab_size) * N
+        # The stream itself and the gradients in the widest part of a block (8C), and in attention.
+        passing = 14 * C * N + (3 * weights if c.dropout else 9 * C * N if T > SHORT else 0)
+        parts = {f"{L} blocks": kept, "head": head, "in passing": passing}
+        return {name: FLOAT * numbers for name, numbers in parts.items()}
+
+    def bytes(self, rows: int | None = None) -> int:
+        """The whole, with the planned rows or with others."""
+        rows = self.config.batch_size if rows is None else rows
+        return sum(self.fixed.values()) + sum(self.activations(rows).values())
+
+    def largest_batch(self) -> int:
+        """The most rows that fit and divide the step; 0 where not even one does."""
+        if self.available is None:
+            return self.config.batch_size
+        # The first number of rows that does not fit, by doubling and then halving the interval.
+        fits, fails = 0, 1
+        while self.bytes(fails) <= self.available:
+            fits, fails = fails, 2 * fails
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            if self.bytes(middle) <= self.available:
+                fits = middle
+            else:
+                fails = middle
+        total = self.config.total_batch // self.config.block_size
+        rows = min(fits, total) if total else fits
+        while rows and total and total % rows:
+            rows -= 1
+        return rows
+
+    def fits(self) -> bool:
+        return self.available is None or self.bytes() <= self.available
+
+    def lines(self) -> list[str]:
+        """The plan as it is printed: a line, or a table where a step is several batches."""
+        of = "" if self.available is None else f" of {size(self.available)} that are free"
+        if not self.config.total_batch and self.fits():
+            return [f"memory  about {size(self.bytes())}{of}"]
+        c = self.config
+        tokens = c.batch_size * c.block_size
+        rows = [
+            f"plan    {c.iterations:,} steps of {c.accumulation * tokens:,} tokens "
+            f"({c.accumulation} batches of {c.batch_size} x {c.block_size}), "
+            f"{c.iterations * c.accumulation * tokens / 1e6:,.1f} million in all"
+        ]
+        parts = {**self.fixed, **self.activations(c.batch_size)}
+        rows += [f"        {name:<16} {size(amount):>9}" for name, amount in parts.items()]
+        rows.append(f"        {'together':<16} {size(self.bytes()):>9}{of}")
+        if self.available is not None:
+            rows.append(f"        the largest --batch-size that fits is {self.largest_batch()}")
+        return rows
+
+    def check(self) -> None:
+        """Raises UserError, with the flag to lower, for a plan that needs more than there is."""
+        if self.fits() or self.config.ignore_memory:
+            return
+        assert self.available is not None
+        needs = (
+            f"this run needs about {size(self.bytes())}, but the machine has "
+            f"{size(self.available)} free"
+        )
+        if rows := self.largest_batch():
+            same = " (the step stays the same)" if self.config.total_batch else ""
+            raise UserError(
+                f"{needs}; lower --batch-size to {rows}, which takes {size(self.bytes(rows))}"
+                f"{same}, or go on with --ignore-memory"
+            )
+        if sum(self.fixed.values()) < self.available:
+            flags = (
+                "--block-size" if self.sizes.checkpointing else "--block-size, or --checkpointing"
+            )
+            raise UserError(
+                f"{needs}, and one row of {self.sizes.block_size} tokens does not fit beside the "
+                f"model; lower {flags} keeps less, --ignore-memory goes on"
+            )
+        raise UserError(
+            f"{needs}, and the model alone takes {size(sum(self.fixed.values()))} with its "
+            "gradients and moments; lower --n-layer or --n-embd, or go on with --ignore-memory"
+        )
+
+
+def plan_for(config: TrainConfig, vocab_size: int) -> Plan:
+    """The plan of a run on this machine."""
+    return Plan(config, model_config(config, vocab_size), available_memory())
+
+
+# ---- The machine ----
+
+
+def available_memory() -> int | None:
+    """Bytes that a process can still get; None on a system that does not say."""
+    found = [amount for amount in (free_memory(), control_group_memory()) if amount is not None]
+    return min(found, default=None)
+
+
+def free_memory() -> int | None:
+    """As Linux estimates it, or else all the memory that the machine has."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
+def control_group_memory(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container's limit leaves, where there is one."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most = int((folder / limit).read_text())
+            return max(0, most - int((folder / used).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return None
+
+
+def size(amount: int) -> str:
+    """Bytes as a person reads them."""
+    if amount < 1e6:
+        return f"{amount / 1e3:,.0f} kB"
+    if amount < 1e9:
+        return f"{amount / 1e6:,.0f} MB"
+    return f"{amount / 1e9:,.1f} GB"
+
+
+# ---- Speed ----
+
+
+def flops_per_token(sizes: GPTConfig) -> int:
+    """Floating-point operations of training on one token: three times those of the forward pass.
+
+    Two per weight that a token is multiplied with (the head's table, but no lookup), and 4·T·C per
+    block for attention's two products, counted in full as is customary, though half is masked.
+    (A. Chowdhery et al., "PaLM", 2022, appendix B.)
+    """
+    C, T = sizes.n_embd, sizes.block_size
+    weights = sizes.n_layer * 12 * C * C + sizes.vocab_size * C
+    return 3 * (2 * weights + sizes.n_layer * 4 * T * C)
+
+
+def matmul_peak(width: int = 1024, seconds: float = 0.25) -> float:
+    """Floating-point operations per second of a large float32 product here: the best of several.
+
+    In a new process the first tenth of a second may pass before BLAS computes on all cores; a
+    shorter look finds half of the peak now and then, and a utilisation twice too high.
+    """
+    a = np.ones((width, width), np.float32)
+    out = np.matmul(a, a)
+    fastest, began = float("inf"), time.perf_counter()
+    while (now := time.perf_counter()) - began < seconds or fastest == float("inf"):
+        np.matmul(a, a, out=out)
+        fastest = min(fastest, time.perf_counter() - now)
+    return 2 * width**3 / fastest

@@ -1,0 +1,63 @@
+"""`mpiexec -n N python -m gpt train`: the run of one process, by many."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from .ranks import run_ranks, try_ranks
+
+pytestmark = pytest.mark.mpi
+
+SMALL = [
+    *("train", "--data", "python", "--iterations", 6, "--n-layer", 2, "--n-embd", 16),
+    *("--n-head", 2, "--block-size", 16, "--batch-size", 2, "--total-batch", 128),
+    *("--eval-every", 3, "--eval-batches", 3, "--sample-chars", 5, "--dropout", 0.1),
+    *("--checkpoint-every", 2, "--log-every", 1, "--rank-timeout", 60),
+]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    run_ranks(1, "gpt", *SMALL, "--folder", folder, "--name", "one")
+    return folder / "one"
+
+
+def log(run: Path) -> list[dict[str, object]]:
+    """The log without what time it took."""
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    timed = ("seconds", "tokens_per_second", "flops_utilisation", "matmul_peak", "loss")
+    return [{k: v for k, v in record.items() if k not in timed} for record in records]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "checkpoint-000006" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_many_train_what_one_trains(count: int, one: Path, tmp_path: Path):
+    said = run_ranks(count, "gpt", *SMALL, "--folder", tmp_path, "--name", "run")
+    assert weights(tmp_path / "run") == weights(one)
+    assert log(tmp_path / "run") == log(one)
+    assert said.count("step 6 ") == 1 and said.count("validation loss") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_of_four_goes_on_with_two(one: Path, tmp_path: Path):
+    first = [*SMALL, "--folder", tmp_path, "--name", "run"]
+    first[first.index("--iterations") + 1] = 4
+    run_ranks(4, "gpt", *first)
+    run_ranks(2, "gpt", "train", "--resume", tmp_path / "run", "--iterations", 6)
+    assert weights(tmp_path / "run") == weights(one)
+
+
+def test_a_step_that_cannot_be_shared_out(tmp_path: Path):
+    done = try_ranks(3, "gpt", *SMALL, "--folder", tmp_path)
+    assert done.returncode != 0
+    sentence = "3 processes cannot share a step of 4 batches of 32 tokens; for one each, "
+    assert f"{sentence}--total-batch 96" in done.stdout
+    assert not re.search("Traceback", done.stdout)

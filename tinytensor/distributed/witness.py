@@ -1,0 +1,261 @@
+"""The witness: a small process beside the ranks that says which of them is missing, and where.
+
+An MPI launcher that sees one process die kills the others within milliseconds, before they can say
+anything. So rank 0 starts this program outside the launcher's reach. Every rank keeps a connection
+to it and reports each collective that it enters. When a connection breaks, a rank raises, or
+somebody has waited too long, the witness prints one sentence and sends it to all who are still
+there; they stop by themselves (`watch.py`). It knows the standard library and no tensors: it is
+started as a file of its own, and costs a few megabytes and no processor time.
+
+    python witness.py LISTENING-SOCKET WORLD-SIZE TIMEOUT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+# After the first sign of trouble: time for what the other ranks have sent to arrive.
+SETTLE = 0.02  # seconds
+# A rank whose process is stopped, or stuck inside one long call, sends nothing.
+SILENCE = 3.0  # times the interval between two reports
+
+
+# Answers, when the time has come, who is guilty and of what; None if it went on after all.
+Suspicion = Callable[[], "tuple[list[Rank], str] | None"]
+
+
+@dataclass
+class Rank:
+    """What one rank has said last."""
+
+    rank: int
+    entered: int = 0  # collectives it has begun, from 1
+    inside: bool = False  # whether the last of them is still running
+    name: str = ""
+    heard: float = field(default_factory=time.monotonic)
+    connected: bool = True
+    finished: bool = False  # it said goodbye
+
+    def where(self) -> str:
+        """What the rank was doing, for a sentence."""
+        if not self.entered:
+            return "before its first collective"
+        place = f"collective {self.entered} ({self.name})"
+        return f"in {place}" if self.inside else f"after {place}"
+
+
+def listed(ranks: Iterable[Rank]) -> str:
+    """rank 1; ranks 0, 2 and 3"""
+    numbers = sorted(rank.rank for rank in ranks)
+    if len(numbers) == 1:
+        return f"rank {numbers[0]}"
+    return f"ranks {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def others_stand(ranks: Iterable[Rank]) -> str:
+    """Where the other ranks are: those at one place together, at most four places."""
+    places: dict[str, list[Rank]] = {}
+    for rank in ranks:
+        if not rank.finished:
+            places.setdefault(rank.where(), []).append(rank)
+    parts = [
+        f"{listed(group)} {'is' if len(group) == 1 else 'are'} {where}"
+        for where, group in list(places.items())[:4]
+    ]
+    return "; ".join(parts) or "no other rank is left"
+
+
+class Witness:
+    """Listens to `size` ranks; `verdict` becomes a sentence when the run cannot go on."""
+
+    def __init__(self, listener: socket.socket, size: int, timeout: float) -> None:
+        self.listener = listener
+        self.size = size
+        self.timeout = timeout
+        self.interval = report_interval(timeout)
+        self.ranks: dict[int, Rank] = {}
+        self.connections: dict[socket.socket, bytearray] = {}
+        self.who: dict[socket.socket, Rank] = {}
+        self.suspects: list[tuple[float, Suspicion]] = []  # when to judge, and how
+        self.verdict: str | None = None
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(listener, selectors.EVENT_READ)
+
+    def serve(self) -> None:
+        """Until every rank has gone, or a verdict has been sent."""
+        while self.verdict is None:
+            gone = len(self.ranks) == self.size and not any(
+                rank.connected for rank in self.ranks.values()
+            )
+            if gone and not self.suspects:
+                break
+            wait = min((at for at, _ in self.suspects), default=time.monotonic() + 60)
+            for key, _ in self.selector.select(max(0.0, wait - time.monotonic())):
+                if key.fileobj is self.listener:
+                    connection, _ = self.listener.accept()
+                    self.connections[connection] = bytearray()
+                    self.selector.register(connection, selectors.EVENT_READ)
+                else:
+                    self.read(key.fileobj)  # type: ignore[arg-type]
+            self.judge()
+        if self.verdict:
+            self.announce(self.verdict)
+        for connection in self.connections:
+            connection.close()
+        self.selector.close()
+
+    def read(self, connection: socket.socket) -> None:
+        try:
+            received = connection.recv(1 << 16)
+        except OSError:
+            received = b""
+        buffer = self.connections[connection]
+        buffer += received
+        *lines, rest = bytes(buffer).split(b"\n")
+        buffer[:] = rest
+        for line in lines:
+            self.hear(connection, json.loads(line))
+        if not received:
+            self.selector.unregister(connection)
+            connection.close()
+            del self.connections[connection]
+            rank = self.who.pop(connection, None)
+            if rank is not None:
+                rank.connected = False
+                self.suspect(partial(self.died, rank))
+
+    def hear(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        if "rank" in message:
+            self.who[connection] = self.ranks[message["rank"]] = Rank(message["rank"])
+            return
+        rank = self.who[connection]
+        rank.heard = time.monotonic()
+        if "entered" in message:
+            rank.entered, rank.name, rank.inside = (
+                message["entered"],
+                message["name"],
+                message["inside"],
+            )
+        if "raised" in message:
+            rank.finished = True
+            self.suspect(partial(self.raised, rank, message["raised"]))
+        if "goodbye" in message:
+            rank.finished = True
+        if "waited" in message:
+            # Reports of the others may be on their way: every rank sends one per interval.
+            self.suspect(partial(self.missing, message["waited"]), 2.5 * self.interval)
+        if any(r.finished for r in self.ranks.values()):
+            self.look_for_leavers()
+
+    def look_for_leavers(self) -> None:
+        """A rank that ended its program is missing in every later collective."""
+        for gone in self.ranks.values():
+            late = [r for r in self.ranks.values() if r.inside and r.entered > gone.entered]
+            if gone.finished and late:
+                self.suspect(partial(self.left, gone))
+
+    def suspect(self, suspicion: Suspicion, delay: float = SETTLE) -> None:
+        self.suspects.append((time.monotonic() + delay, suspicion))
+
+    def judge(self) -> None:
+        """The first suspicion that has settled and still holds is the verdict."""
+        now = time.monotonic()
+        for due in [s for s in self.suspects if s[0] <= now]:
+            self.suspects.remove(due)
+            found = due[1]()
+            if found and self.verdict is None:
+                guilty, sentence = found
+                others = (rank for rank in self.ranks.values() if rank not in guilty)
+                self.verdict = f"{sentence}; {others_stand(others)}"
+
+    # --- what can be wrong ----------------------------------------------------------------------
+
+    def raised(self, rank: Rank, text: str) -> tuple[list[Rank], str]:
+        return [rank], f"{listed([rank])} stopped {rank.where()}: {text}"
+
+    def left(self, rank: Rank) -> tuple[list[Rank], str]:
+        return [rank], f"{listed([rank])} ended its program {rank.where()}"
+
+    def died(self, rank: Rank) -> tuple[list[Rank], str] | None:
+        if rank.finished:
+            return None
+        how = "died without a word (killed, or out of memory)"
+        return [rank], f"{listed([rank])} {how} {rank.where()}"
+
+    def missing(self, number: int) -> tuple[list[Rank], str] | None:
+        """Which ranks did not come to collective `number` in time."""
+        waiting = [r for r in self.ranks.values() if r.entered == number and r.inside]
+        if not waiting:
+            return None
+        absent = [r for r in self.ranks.values() if r.entered < number]
+        place = f"collective {number} ({waiting[0].name})"
+        seconds = f"{self.timeout:g} seconds"
+        if absent:
+            now = time.monotonic()
+            silent = [r for r in absent if now - r.heard > SILENCE * self.interval]
+            verb = "has" if len(absent) == 1 else "have"
+            sign = f"; no sign of life from {listed(silent)}" if silent else ""
+            return absent, (
+                f"{listed(absent)} {verb} not come to {place} in {seconds}, last seen "
+                f"{absent[0].where()}{sign}"
+            )
+        if len({r.name for r in waiting}) > 1:
+            return [], f"the ranks are in different collectives as their number {number}"
+        return [], f"all ranks have been in {place} for more than {seconds}"
+
+    def announce(self, sentence: str) -> None:
+        say(f"tinytensor.distributed: {sentence}")
+        line = json.dumps({"stop": sentence}).encode() + b"\n"
+        for connection in self.connections:
+            try:
+                connection.sendall(line)
+            except OSError:
+                continue
+        # Closing at once could overtake the sentence; the ranks hang up when they have read it.
+        deadline = time.monotonic() + 2
+        while self.connections and (left := deadline - time.monotonic()) > 0:
+            for key, _ in self.selector.select(left):
+                if key.fileobj is not self.listener:
+                    self.drain(key.fileobj)  # type: ignore[arg-type]
+
+    def drain(self, connection: socket.socket) -> None:
+        try:
+            received = connection.recv(1 << 16)
+        except OSError:
+            received = b""
+        if not received:
+            self.selector.unregister(connection)
+            connection.close()
+            del self.connections[connection]
+
+
+def report_interval(timeout: float) -> float:
+    """Seconds between two reports of a rank that has nothing new to say."""
+    return min(5.0, timeout / 10)
+
+
+def say(sentence: str) -> None:
+    """One line on the standard error, whole, whatever the other processes write."""
+    try:
+        os.write(2, f"{sentence}\n".encode())
+    except OSError:
+        return
+
+
+def main() -> None:
+    descriptor, size, timeout = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    with socket.socket(fileno=descriptor) as listener:
+        Witness(listener, size, timeout).serve()
+
+
+if __name__ == "__main__":
+    main()

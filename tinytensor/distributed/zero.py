@@ -1,0 +1,298 @@
+"""Optimizer state that is cut up among the ranks: ZeRO, stage 1.
+
+AdamW keeps two float32 numbers for each weight (three for a weight in bfloat16), on every rank the
+same ones. Here each rank keeps them for its N-th part only. A step is then
+
+    reduce-scatter    rank r receives the average gradient of its part (during the backward pass)
+    update            of its part, by an ordinary optimizer
+    all-gather        everybody receives the new weights of everybody's part
+
+and moves as many bytes as the all-reduce that it replaces. The numbers are the same, since every
+update is elementwise. (S. Rajbhandari et al., "ZeRO: memory optimizations toward training trillion
+parameter models", SC 2020.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..autograd import Leaf, enable_grad, note_write
+from ..backend import Array, array_module, to_device
+from ..optim import Optimizer, saved
+from ..optim.flat import FlatBuffer
+from ..optim.optimizer import Group, Params
+from ..tensor import Tensor, as_tensor
+from . import mpi
+from .group import all_reduce, current
+from .operations import ReduceOp
+from .parallel import DistributedDataParallel
+
+
+class Stretch(NamedTuple):
+    """Neighbouring numbers of a flat buffer that are reduced and gathered together."""
+
+    buffer: FlatBuffer
+    span: slice
+    parts: list[slice]  # each rank's, counted from the beginning of the span
+
+
+class Piece(NamedTuple):
+    """What this rank updates of one parameter: a tensor that its own optimizer trains."""
+
+    group: int
+    parameter: Tensor
+    buffer: FlatBuffer
+    place: int  # the parameter's number in the buffer
+    span: slice  # in the buffer
+    tensor: Tensor
+
+    @property
+    def inside(self) -> slice:
+        """The span, counted from the parameter's first number."""
+        start = self.buffer.spans[self.place].start
+        return slice(self.span.start - start, self.span.stop - start)
+
+
+class ZeroRedundancyOptimizer(Optimizer):
+    """`optimizer_class(params, **options)` with its state divided among the ranks.
+
+    Given the DistributedDataParallel `model`, the gradients are divided as well: after the backward
+    pass a rank holds the average of its own part only (the rest of `p.grad` is what its own
+    micro-batches left), and clipping is this optimizer's `clip_grad_norm_`. The model's parameters
+    must be those of `params`. `state_dict()` is called on all ranks; what it returns is that of the
+    undivided optimizer, whole, on each of them, so that a run may go on with any number of ranks.
+
+        optimizer = ZeroRedundancyOptimizer(
+            model.parameters(), tt.optim.AdamW, model=model, lr=3e-4
+        )
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        optimizer_class: Callable[..., Optimizer],
+        model: DistributedDataParallel | None = None,
+        **options: Any,
+    ) -> None:
+        # It checks the groups, and arranges parameters and gradients; it never makes a step, and so
+        # never has a state.
+        self._whole = optimizer_class(params, **options)
+        self.defaults = self._whole.defaults
+        self.param_groups = self._whole.param_groups
+        self._ranks = current()
+        self._model = model
+        self._stretches = self._cut()
+        self._pieces = self._own_pieces()
+        groups = [
+            {**self._options(at), "params": [p.tensor for p in self._pieces if p.group == at]}
+            for at in range(len(self.param_groups))
+        ]
+        self._group_numbers = [at for at, group in enumerate(groups) if group["params"]]
+        mine = [groups[at] for at in self._group_numbers]
+        self._own = optimizer_class(mine, **options) if mine else None
+        if model is not None:
+            model.scatter_gradients()
+
+    def add_param_group(self, param_group: Group) -> None:
+        raise RuntimeError(
+            "ZeroRedundancyOptimizer: the parameters are divided among the ranks once; make a new "
+            "optimizer for more of them"
+        )
+
+    # --- who has what ---------------------------------------------------------------------------
+
+    def _cut(self) -> list[Stretch]:
+        """The flat buffers, cut where the model's buckets end, and each cut among the ranks."""
+        buffers = self._whole.flat_buffers()
+        everything = [p for group in self.param_groups for p in group["params"]]
+        buckets = self._model.buckets() if self._model is not None else [everything]
+        given = {id(p) for p in everything if p.requires_grad}
+        if self._model is not None and given != {id(p) for bucket in buckets for p in bucket}:
+            raise ValueError(
+                "ZeroRedundancyOptimizer: the parameters to be optimized are not those of `model`"
+            )
+        stretches = []
+        for bucket in buckets:
+            wanted = set(map(id, bucket))
+            for buffer in buffers:
+                present = [id(p) in wanted for p in buffer.parameters]
+                for run in buffer.runs(present, by_step=False):
+                    length = run.span.stop - run.span.start
+                    parts = mpi.slices(length, self._ranks.size)
+                    stretches.append(Stretch(buffer, run.span, parts))
+        return stretches
+
+    def _own_pieces(self) -> list[Piece]:
+        group_of = {
+            id(p): at for at, group in enumerate(self.param_groups) for p in group["params"]
+        }
+        pieces = []
+        for stretch in self._stretches:
+            part = stretch.parts[self._ranks.place.rank]
+            start, stop = stretch.span.start + part.start, stretch.span.start + part.stop
+            for index, span in enumerate(stretch.buffer.spans):
+                first, last = max(start, span.start), min(stop, span.stop)
+                if first < last:
+                    parameter = stretch.buffer.parameters[index]
+                    tensor = Tensor(stretch.buffer.values[first:last].copy(), requires_grad=True)
+                    own = slice(first, last)
+                    group = group_of[id(parameter)]
+                    pieces.append(Piece(group, parameter, stretch.buffer, index, own, tensor))
+        return pieces
+
+    def _options(self, at: int) -> Group:
+        return {key: value for key, value in self.param_groups[at].items() if key != "params"}
+
+    def flat_buffers(self) -> list[FlatBuffer]:
+        """The buffers with all parameters and gradients."""
+        return self._whole.flat_buffers()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, or, with `set_to_none=False`, fill them with zeros."""
+        self._whole.zero_grad(set_to_none)
+
+    # --- the step -------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update this rank's part, then exchange the parts."""
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        for buffer in self.flat_buffers():
+            buffer.gather_values()
+            buffer.gather_gradients()
+        for piece in self._pieces:
+            leaf = piece.tensor.node
+            assert isinstance(leaf, Leaf)
+            piece.tensor.value[...] = piece.buffer.values[piece.span]
+            present = piece.parameter.grad is not None
+            leaf.grad = as_tensor(piece.buffer.gradients[piece.span]) if present else None
+        if self._own is not None:
+            for number, group in zip(self._group_numbers, self._own.param_groups, strict=True):
+                group.update(self._options(number))
+            self._own.step()
+        for piece in self._pieces:
+            piece.buffer.values[piece.span] = piece.tensor.value
+        self._gather([stretch.buffer.values for stretch in self._stretches], "parameters")
+        return loss
+
+    def _gather(self, arrays: Sequence[Array], what: str) -> None:
+        """Every rank's part of each stretch, to all; `arrays[i]` holds stretch i's buffer."""
+        works = []
+        for number, (stretch, array) in enumerate(zip(self._stretches, arrays, strict=True)):
+            flat = array[stretch.span]
+            note_write(flat)
+            name = f"all_gather {number + 1} of {len(self._stretches)} of the {what}"
+            works.append(
+                self._ranks.launch(
+                    name,
+                    [flat],
+                    lambda comm, flat=flat, parts=stretch.parts: comm.all_gather(flat, parts),  # type: ignore[misc]
+                )
+            )
+        for work in works:
+            work.wait()
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scale all gradients down together so that their joint 2-norm is at most `max_norm`.
+
+        Each rank knows its part of the sum of squares; all scale by the same number. Returns the
+        norm as it was.
+        """
+        arrays = [
+            piece.buffer.gradients[piece.span]
+            for piece in self._pieces
+            if piece.parameter.grad is not None
+        ]
+        xp = array_module(self._stretches[0].buffer.values)
+        total = xp.zeros((), np.float64)
+        for array in arrays:
+            total += xp.sum(xp.square(array.astype(np.float32, copy=False)), dtype=np.float64)
+        norm = as_tensor(total)
+        all_reduce(norm, ReduceOp.SUM)
+        root = xp.sqrt(norm.array).astype(np.float32)
+        scale = xp.minimum(max_norm / (root + 1e-6), 1.0)
+        for array in arrays:
+            array *= scale.astype(array.dtype)
+        return as_tensor(xp.asarray(root))
+
+    # --- state ----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        """The undivided state, as `state_dict` gathers it: to be asked for on all ranks."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        gathered = self.state_dict()["state"]
+        return {parameters[index]: state for index, state in gathered.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the undivided optimizer, on every rank. All ranks call it together."""
+        result = self._whole.state_dict()
+        mine = self._own_states()
+        about = {index: (state.get("step"), *sorted(state)) for index, state in mine}
+        everyone = self._ranks.gather_objects(about, "exchange of the steps made")
+        steps = {index: value for one in everyone for index, value in one.items()}
+        names = sorted({n for value in steps.values() for n in value[1:]} - {"step"})
+        numbers = {
+            id(p): number
+            for number, p in enumerate(p for g in self.param_groups for p in g["params"])
+        }
+        states: dict[int, dict[str, Any]] = {}
+        for name in names:
+            flats = {
+                id(b): array_module(b.values).zeros(b.size, b.precision)
+                for b in self.flat_buffers()
+            }
+            for piece, (_, state) in zip(self._pieces, mine, strict=True):
+                if name in state:
+                    flats[id(piece.buffer)][piece.span] = state[name].array
+            self._gather([flats[id(s.buffer)] for s in self._stretches], f"optimizer's {name}")
+            for buffer in self.flat_buffers():
+                for span, parameter in zip(buffer.spans, buffer.parameters, strict=True):
+                    number = numbers[id(parameter)]
+                    if name in steps.get(number, ())[1:]:
+                        array = flats[id(buffer)][span].reshape(parameter.shape)
+                        states.setdefault(number, {})[name] = as_tensor(array)
+        for number, value in steps.items():
+            if value[0] is not None:
+                states[number] = {"step": value[0], **states.get(number, {})}
+        result["state"] = dict(sorted(states.items()))
+        return result
+
+    def _own_states(self) -> list[tuple[int, dict[str, Any]]]:
+        """For each piece, its parameter's number and its state."""
+        numbers = {
+            id(p): number
+            for number, p in enumerate(p for g in self.param_groups for p in g["params"])
+        }
+        states = self._own.state if self._own is not None else {}
+        return [(numbers[id(p.parameter)], states.get(p.tensor, {})) for p in self._pieces]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over an undivided state, whatever number of ranks saved it."""
+        groups, states = saved.checked(self._whole, state_dict)
+        for group, new in zip(self.param_groups, groups, strict=True):
+            group.clear()
+            group.update(new)
+        if self._own is None:
+            return
+        places = {
+            id(p): (buffer, index)
+            for buffer in self._own.flat_buffers()
+            for index, p in enumerate(buffer.parameters)
+        }
+        for piece in self._pieces:
+            buffer, index = places[id(piece.tensor)]
+            part = {
+                name: self._part(piece, value) if name != "step" else value
+                for name, value in states.get(id(piece.parameter), {}).items()
+            }
+            saved.restore(self._own, buffer, index, part)
+
+    def _part(self, piece: Piece, value: Any) -> Array:
+        array = value.array if isinstance(value, Tensor) else np.asarray(value)
+        return to_device(array.reshape(-1)[piece.inside], piece.buffer.device)
