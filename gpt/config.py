@@ -18,6 +18,7 @@ import docstring_parser
 import tyro
 
 from gpt import UserError
+from gpt.json_files import parse_json
 
 Class = TypeVar("Class", bound=type)
 
@@ -442,17 +443,18 @@ def to_json(config: TrainConfig) -> str:
 
 def from_json(text: str, where: str) -> TrainConfig:
     """The configuration that `to_json` wrote; `where` names the file where that is an error."""
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
-    require(isinstance(values, dict), f"{where} holds no configuration")
+    values = parse_json(text, where)
+    if not isinstance(values, dict):
+        raise UserError(f"{where} holds no configuration")
     hints = get_type_hints(TrainConfig)
-    unknown = sorted(set(values) - set(hints))
-    require(not unknown, f"{where} has fields that no run has: {', '.join(unknown)}")
+    unknown = [name[:60] for name in sorted(set(values) - set(hints))]
+    require(not unknown, f"{where} has fields that no run has: {', '.join(unknown[:8])}")
     for field, value in values.items():
-        require(fits(value, hints[field]), f"{where}: {field} cannot be {json.dumps(value)}")
-    return TrainConfig(**values)
+        require(fits(value, hints[field]), f"{where}: {field} cannot be {json.dumps(value)[:80]}")
+    try:
+        return TrainConfig(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def fits(value: object, hint: Any) -> bool:

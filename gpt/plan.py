@@ -22,8 +22,10 @@ from gpt.runs import model_config
 
 FLOAT = 4  # bytes of a float32
 MARGIN = 0.15  # how far the prediction may be from what is measured
-# Attention keeps its weights for contexts up to SHORT and with dropout; else up to KEPT numbers.
-SHORT, KEPT = 64, 1 << 21
+# Attention (tinytensor/cpu/attention.py) keeps whole weights of contexts up to SHORT; of longer
+# ones exponentials, if they are up to KEPT numbers. With dropout it makes both again. SCRATCH are
+# the numbers that it works on meanwhile.
+SHORT, KEPT, SCRATCH = 64, 1 << 21, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,18 @@ class Plan:
         # them what they were given (2C); attention q, k and v (3C) and its output, which is what
         # the projection was given (C); the wide layer's output (4C) and its activation (4C).
         block = 16 * C * N
-        if T <= SHORT or c.dropout:
+        blocked = T > SHORT or c.dropout > 0
+        if not blocked:
             block += weights + C * N  # all weights; the output is copied for the projection
-        elif weights <= KEPT:
+        elif weights <= KEPT and not c.dropout:
             block += weights * (T + SHORT) // (2 * T)  # the exponentials below the diagonal
         kept = L * block
         if c.checkpointing:  # the input of each block, and one block as it is computed again
             kept = L * C * N + block
         # The final norm (C), what the head was given (C), the probabilities and their gradient.
         head = (2 * C + 2 * c.padded_vocab_size) * N
-        # The stream itself and the gradients in the widest part of a block (8C), and in attention.
-        passing = 14 * C * N + (3 * weights if c.dropout else 9 * C * N if T > SHORT else 0)
+        # The stream itself and the gradients in the widest part of a block; a thread's scratch.
+        passing = 14 * C * N + (SCRATCH if blocked else 0)
         parts = {f"{L} blocks": kept, "head": head, "in passing": passing}
         return {name: FLOAT * numbers for name, numbers in parts.items()}
 

@@ -15,6 +15,7 @@ of a run without a break. Go next to `gpt/train.py`, which fills the folder.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -25,9 +26,18 @@ from typing import Any
 
 import tinytensor as tt
 from gpt import UserError
-from gpt.config import TrainConfig, from_json, to_json
+from gpt.config import CHANGEABLE, TrainConfig, from_json, to_json
 from gpt.corpus import Batches
-from gpt.files import flush_file, flush_folder, read, replace_file, sha256
+from gpt.files import (
+    checksums,
+    flush_file,
+    flush_folder,
+    read,
+    replace_file,
+    sha256,
+    write_checksums,
+)
+from gpt.json_files import digest, parse_json
 from gpt.model import GPT, BigramLanguageModel, GPTConfig, LanguageModel
 from gpt.tokenizer import Tokenizer
 from gpt.tokenizers import load_tokenizer
@@ -36,7 +46,7 @@ Record = dict[str, Any]
 
 # A checkpoint is these two files and state.json, which holds at least the following.
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
-STATE = {"step", "seconds", "batches", "random", "text", "vocabulary", "files"}
+STATE = {"config", "step", "seconds", "batches", "random", "text", "vocabulary", "files"}
 
 
 def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
@@ -59,6 +69,12 @@ def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
         vocab_multiple=config.vocab_multiple,
         checkpointing=config.checkpointing,
     )
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """A hash of all that a resumed run may not change, its place left out."""
+    values = dataclasses.asdict(config)
+    return digest({key: values[key] for key in values.keys() - CHANGEABLE - {"name", "folder"}})
 
 
 def build_model(config: TrainConfig, vocab_size: int) -> LanguageModel:
@@ -231,6 +247,7 @@ class RunFolder:
             tt.save_file(model.state_dict(), unfinished / MODEL)
             tt.save(optimizer.state_dict(), unfinished / OPTIMIZER)
             state = {
+                "config": fingerprint(self.config()),
                 "step": step,
                 "batches": batches.state_dict(),
                 "random": tt.get_rng_state(),
@@ -240,6 +257,7 @@ class RunFolder:
                 "seconds": seconds,
             }
             replace_file(unfinished / "state.json", json.dumps(state, indent=2) + "\n")
+            write_checksums(unfinished, ["state.json"])
             os.rename(unfinished, place)
             flush_folder(self.path)
         except OSError as error:
@@ -280,12 +298,20 @@ class RunFolder:
     def load_state(self, *needed: str) -> Record:
         """state.json of the latest checkpoint, the needed files checked against their hashes."""
         place = self.last_checkpoint()
+        path = place / "state.json"
         try:
-            state = json.loads(read(place / "state.json"))
-        except ValueError:
-            state = None
-        if not isinstance(state, dict) or not state.keys() >= STATE:
-            raise UserError(f"{place.as_posix()}/state.json is damaged or incomplete")
+            state = parse_json(read(path), str(path))
+            whole = checksums(place).get("state.json") == sha256(path)
+        except UserError:
+            if not path.exists():
+                raise
+            whole = False
+        if not whole or not isinstance(state, dict) or not state.keys() >= STATE:
+            raise UserError(f"{path.as_posix()} is damaged or incomplete")
+        if fingerprint(self.config()) != state["config"]:
+            raise UserError(
+                f"{place.as_posix()} does not fit config.json, which was another when it was saved"
+            )
         for name in needed:
             if sha256(place / name) != state["files"].get(name):
                 raise UserError(
