@@ -1,51 +1,134 @@
 // Layer norm over the last axis: n = (x - mean) · rstd, y = n · weight + bias.
 // dx = rstd (dn - mean(dn) - n mean(dn n)) with dn = dy weight; dweight = Σ dy n, dbias = Σ dy.
 //
-// Layout: rows × C, contiguous float32; mean and rstd are kept, one a row, for backward. Forward and
-// dx: one block a row. dweight and dbias: one thread a column, rows in order, so deterministic.
-// Bytes: x read three times (twice from cache), y written; about 8 operations an element.
-#include "reduce.cuh"
+// With `branch`, x is x + branch, which is written to `total` too: the residual stream of a transformer,
+// rounded to its type before it is normalised, so that backward sees the same numbers. With `dtotal`,
+// backward adds it to dx: the gradient that goes by the norm. weight and bias may be absent.
+//
+// Layout: rows × C, contiguous; mean and rstd are kept, one a row, for backward. A row belongs to a warp
+// or a block and stays in registers (rows.cuh). The variance is a second pass over them: Σ x² - C mean²
+// would cancel. Backward: a fixed number of teams, team t takes rows t, t + teams, …, and adds up its
+// share of dweight and dbias in registers, since a thread has the same columns in every row; the shares
+// (teams, C) are then summed by column_sum (bias.cu). No atomics: the same sum every time.
+// Bytes: forward reads x (and branch) and writes y (and total); backward reads x and dy (and dtotal) and
+// writes dx; the shares stay in the L2 cache. Arithmetic: about 8 and 15 operations an element.
+#include "rows.cuh"
 
-extern "C" __global__ void layer_norm_forward(float* y, float* mean, float* rstd, const float* x,
-                                              const float* weight, const float* bias, int rows,
-                                              int C, float eps) {
+#ifndef RESIDUAL
+#define RESIDUAL 0
+#endif
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+    layer_norm_forward(real* y, real* total, float* mean, float* rstd, const real* x,
+                       const real* branch, const real* weight, const real* bias, int rows, int C,
+                       float eps) {
     __shared__ float partial[32];
-    x += (long long)blockIdx.x * C, y += (long long)blockIdx.x * C;
+    long long row = (long long)blockIdx.x * TEAMS + threadIdx.x / TEAM;
+    if (row >= rows) return;
+    x += row * C, y += row * C;
+    auto add = [](float (&v)[1 + RESIDUAL][PIECE], int) {
+#pragma unroll
+        for (int j = 0; j < PIECE; j++)
+            if (RESIDUAL) v[0][j] = to_float(from_float<real>(v[0][j] + v[RESIDUAL][j]));
+    };
+    Rows<1 + RESIDUAL, decltype(add)> r = {{x}, C, C, 0.0f, add};
+    if (RESIDUAL) r.from[RESIDUAL] = branch + row * C;
+    r.begin();
     float sum = 0.0f, squares = 0.0f;
-    for (int i = threadIdx.x; i < C; i += blockDim.x) sum += x[i];
-    float m = block_sum(sum, partial) / C;
-    for (int i = threadIdx.x; i < C; i += blockDim.x) squares += (x[i] - m) * (x[i] - m);
-    float r = 1.0f / sqrtf(block_sum(squares, partial) / C + eps);
-    for (int i = threadIdx.x; i < C; i += blockDim.x) y[i] = (x[i] - m) * r * weight[i] + bias[i];
-    if (threadIdx.x == 0) mean[blockIdx.x] = m, rstd[blockIdx.x] = r;
+    r.each([&](float (&v)[1 + RESIDUAL][PIECE], int at, int) {
+#pragma unroll
+        for (int j = 0; j < PIECE; j++) sum += v[0][j];
+        if (RESIDUAL) put(total + row * C, v[0], at, C);
+    });
+    float m = team_sum(sum, partial) / C;
+    r.each([&](float (&v)[1 + RESIDUAL][PIECE], int at, int) {
+#pragma unroll
+        for (int j = 0; j < PIECE; j++)
+            if (ALIGNED || at + j < C) squares += (v[0][j] - m) * (v[0][j] - m);
+    });
+    float s = 1.0f / sqrtf(team_sum(squares, partial) / C + eps);
+    r.each([&](float (&v)[1 + RESIDUAL][PIECE], int at, int) {
+        float out[PIECE], scale[PIECE], shift[PIECE];
+        if (weight) load(scale, weight + at, pieces_left(C, at), ALIGNED);
+        if (bias) load(shift, bias + at, pieces_left(C, at), ALIGNED);
+#pragma unroll
+        for (int j = 0; j < PIECE; j++) {
+            out[j] = (v[0][j] - m) * s;
+            if (weight) out[j] *= scale[j];
+            if (bias) out[j] += shift[j];
+        }
+        put(y, out, at, C);
+    });
+    if (rank_in_team() == 0) mean[row] = m, rstd[row] = s;
 }
 
-extern "C" __global__ void layer_norm_dx(float* dx, const float* dy, const float* x,
-                                         const float* weight, const float* mean, const float* rstd,
-                                         int rows, int C) {
+// dweight_shares and dbias_shares: (teams, C), where teams = gridDim.x · TEAMS. Either may be absent.
+// (One block a multiprocessor would do: without the 1 the compiler saves registers, and spills.)
+extern "C" __global__ void __launch_bounds__(BLOCK, 1)
+    layer_norm_backward(real* dx, float* dweight_shares, float* dbias_shares, const real* dy,
+                        const real* dtotal, const real* x, const real* weight, const float* mean,
+                        const float* rstd, int rows, int C) {
     __shared__ float partial[32];
-    long long row = (long long)blockIdx.x * C;
-    dx += row, dy += row, x += row;
-    float m = mean[blockIdx.x], r = rstd[blockIdx.x], sum = 0.0f, dot = 0.0f;
-    for (int i = threadIdx.x; i < C; i += blockDim.x) {
-        float dn = dy[i] * weight[i];
-        sum += dn, dot += dn * (x[i] - m) * r;
+    int team = blockIdx.x * TEAMS + threadIdx.x / TEAM;
+    float dweight[BATCH][PIECE] = {}, dbias[BATCH][PIECE] = {};
+    if (dweight_shares) dweight_shares += (long long)team * C;
+    if (dbias_shares) dbias_shares += (long long)team * C;
+    for (long long row = team; row < rows; row += gridDim.x * TEAMS) {
+        float m = mean[row], s = rstd[row], sum = 0.0f, dot = 0.0f;
+        // v[0]: x, then n; v[1]: dy, then dn.
+        auto normalise = [&](float (&v)[2][PIECE], int at) {
+            if (at >= C) return;
+#pragma unroll
+            for (int j = 0; j < PIECE; j++) v[0][j] = ALIGNED || at + j < C ? (v[0][j] - m) * s : 0.0f;
+        };
+        Rows<2, decltype(normalise)> r = {{x + row * C, dy + row * C}, C, C, 0.0f, normalise};
+        r.begin();
+        r.each([&](float (&v)[2][PIECE], int at, int e) {
+            if (EACH) {
+#pragma unroll
+                for (int j = 0; j < PIECE; j++)
+                    dweight[e][j] += v[1][j] * v[0][j], dbias[e][j] += v[1][j];
+            } else {
+                bool first = row == team;
+                for (int j = 0; j < PIECE && at + j < C; j++) {
+                    int c = at + j;
+                    float d = v[1][j] * v[0][j];
+                    if (dweight_shares) dweight_shares[c] = first ? d : dweight_shares[c] + d;
+                    if (dbias_shares) dbias_shares[c] = first ? v[1][j] : dbias_shares[c] + v[1][j];
+                }
+            }
+            float scale[PIECE];
+            if (weight) load(scale, weight + at, pieces_left(C, at), ALIGNED);
+#pragma unroll
+            for (int j = 0; j < PIECE; j++) {
+                if (weight) v[1][j] *= scale[j];
+                sum += v[1][j], dot += v[1][j] * v[0][j];
+            }
+        });
+        sum = team_sum(sum, partial) / C;
+        dot = team_sum(dot, partial) / C;
+        r.each([&](float (&v)[2][PIECE], int at, int) {
+            float out[PIECE], past[PIECE], scale[PIECE];
+            if (!EACH && weight) load(scale, weight + at, pieces_left(C, at), ALIGNED);
+            if (dtotal) load(past, dtotal + row * C + at, pieces_left(C, at), ALIGNED);
+#pragma unroll
+            for (int j = 0; j < PIECE; j++) {
+                float dn = !EACH && weight ? v[1][j] * scale[j] : v[1][j];
+                out[j] = s * (dn - sum - v[0][j] * dot);
+                if (dtotal) out[j] += past[j];
+            }
+            put(dx + row * C, out, at, C);
+        });
     }
-    sum = block_sum(sum, partial) / C;
-    dot = block_sum(dot, partial) / C;
-    for (int i = threadIdx.x; i < C; i += blockDim.x)
-        dx[i] = r * (dy[i] * weight[i] - sum - (x[i] - m) * r * dot);
-}
-
-extern "C" __global__ void layer_norm_dparameters(float* dweight, float* dbias, const float* dy,
-                                                  const float* x, const float* mean,
-                                                  const float* rstd, int rows, int C) {
-    int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= C) return;
-    float scale = 0.0f, shift = 0.0f;
-    for (int row = 0; row < rows; row++) {
-        float d = dy[(long long)row * C + c];
-        scale += d * (x[(long long)row * C + c] - mean[row]) * rstd[row], shift += d;
+    if (EACH) {
+#pragma unroll
+        for (int e = 0; e < BATCH; e++) {
+            int at = (rank_in_team() + e * TEAM) * PIECE;
+#pragma unroll
+            for (int j = 0; j < PIECE; j++) {
+                if (at + j < C && dweight_shares) dweight_shares[at + j] = dweight[e][j];
+                if (at + j < C && dbias_shares) dbias_shares[at + j] = dbias[e][j];
+            }
+        }
     }
-    dweight[c] = scale, dbias[c] = shift;
 }

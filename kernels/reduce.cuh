@@ -25,5 +25,5 @@ __device__ float block_max(float x, float* partial) {
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
     __syncthreads();
     return warp_max(threadIdx.x % 32 < blockDim.x / 32 ? partial[threadIdx.x % 32]
-                                                       : -3.402823466e38f);
+                                                       : __uint_as_float(0xff800000u));
 }

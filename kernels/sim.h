@@ -1,218 +1,389 @@
-// Runs a .cu file on the CPU: force-included by g++ before the kernel's source.
+// CUDA C++ for a C++ compiler: what a .cu file needs to be compiled for the simulator.
 //
-// Blocks run one after the other in an order shuffled by the seed. Inside a block each CUDA thread is
-// a fiber (ucontext) that runs until a barrier or a shuffle; the seed chooses which goes next, so a
-// missing barrier shows as a result that changes with the seed. Shared memory is filled with NaN
-// before each block. Arrays are copied between pages that may not be touched (even seeds end an array
-// at such a page, odd seeds begin it there); const arrays may not be written. A fault, or a barrier
-// that not all threads reach, ends the launch with a sentence in `message`, not the process.
+// Included before a kernel's source. A CUDA thread is a fiber; the words of the language are below,
+// and what they mean (the order of threads, barriers, guards, checks) is in sim.cpp, which is
+// linked to the compiled kernel. Declare __shared__ variables in kernels, not in functions that are
+// templates or inline. DYNAMIC_SHARED(type, name) declares the block's dynamic shared memory, on
+// the GPU (gpu.h) as here.
 #pragma once
-#include <setjmp.h>
-#include <signal.h>
+#include <math.h>
 #include <stdint.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <ucontext.h>
-#include <unistd.h>
 
-#include <algorithm>
 #include <cmath>
-#include <random>
 #include <vector>
 
 #define __global__
-#define __device__ static inline
-#define __forceinline__
+#define __device__ inline
+#define __host__
+#define __forceinline__ __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
+#define __constant__ static
 #define __shared__ static __attribute__((section("sim_shared")))
 #define __launch_bounds__(...)
-#define __syncthreads() sim::barrier(__LINE__)
-#define __syncwarp(...) sim::exchange(0.0f, 0, __LINE__)
-#define __shfl_xor_sync(mask, value, lane) \
-    sim::exchange(value, (threadIdx.x & 31) ^ (lane), __LINE__)
-#define __shfl_sync(mask, value, lane) sim::exchange(value, (lane), __LINE__)
+#define __align__(n) __attribute__((aligned(n)))
+#define DYNAMIC_SHARED(type, name) type* name = (type*)sim::dynamic_shared
 
 struct dim3 {
     unsigned int x, y, z;
 };
-static dim3 threadIdx, blockIdx, blockDim, gridDim;
-static float sim_no_shared __attribute__((section("sim_shared"), used));
-extern char __start_sim_shared[], __stop_sim_shared[];
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+constexpr int warpSize = 32;
 
-static inline float rsqrtf(float x) {
-    return 1.0f / sqrtf(x);
-}
-static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
-    return (unsigned long long)(((unsigned __int128)a * b) >> 64);
-}
+// --- the simulator, for the functions below and for wrappers of instructions such as mma ---------
 
 namespace sim {
-enum State { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
-struct Fiber {
-    ucontext_t context;
-    State state;
-    int line;
-    dim3 index;
-    uint64_t value;
-};
-static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
-static int current;
-static sigjmp_buf escape;
-static void (*body)(void**);
-static void** arguments;
-static uintptr_t fault_address;
-static constexpr size_t STACK = 64 * 1024;
-
-static void wait(State state, int line) {
-    Fiber& me = fibers[current];
-    me.state = state, me.line = line;
-    swapcontext(&me.context, &scheduler);
-}
-static void barrier(int line) {
-    wait(AT_BLOCK_BARRIER, line);
-}
+extern char* dynamic_shared;  // aligned to 1,024 bytes
+extern unsigned blocks_run;   // counts blocks, over all launches of this library
+// Ends the launch with an exception that has this sentence in it.
+[[noreturn]] void fail(const char* sentence);
+void block_barrier(int line);
+// The lanes in `mask` of this thread's warp meet, and each lays 8 bytes open to the others.
+void warp_barrier(uint64_t shown, unsigned mask, int line);
+uint64_t shown_by(unsigned lane);  // after a meeting, until this thread's next
+unsigned warp_mask();              // the lanes that this thread's warp has
+int thread_number();               // in the block: its warp is number / 32, its lane number % 32
+// What the hooks on loads and stores do, for functions that are not compiled with the hooks.
+void touch(const void* address, size_t bytes, bool write);
 
 template <typename T>
-static T exchange(T value, unsigned lane, int line) {
+inline T exchange(T value, unsigned lane, unsigned mask, int line) {
     static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
-    int me = current, source = (me & ~31) + (int)(lane & 31);
-    memcpy(&fibers[me].value, &value, sizeof(T));
-    wait(AT_WARP_BARRIER, line);
-    T result = value;
-    if (source < (int)fibers.size()) memcpy(&result, &fibers[source].value, sizeof(T));
-    wait(AT_WARP_BARRIER, line);
-    return result;
-}
-static void start() {
-    body(arguments);
-    fibers[current].state = DONE;
-    swapcontext(&fibers[current].context, &scheduler);
-}
-static void on_fault(int, siginfo_t* info, void*) {
-    fault_address = (uintptr_t)info->si_addr;
-    siglongjmp(escape, 1);
-}
-
-// Threads first..last all wait for the same thing at the same line: let them go on.
-static bool release(int first, int last, State state) {
-    for (int i = first; i < last; i++)
-        if (fibers[i].state != state || fibers[i].line != fibers[first].line) return false;
-    for (int i = first; i < last; i++) fibers[i].state = READY;
-    return true;
-}
-
-static bool run_block(std::mt19937& rng, char* stacks, char* message, size_t room) {
-    int n = (int)fibers.size();
-    memset(__start_sim_shared, 0xFF, __stop_sim_shared - __start_sim_shared);
-    for (int i = 0; i < n; i++) {
-        Fiber& f = fibers[i];
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = stacks + i * STACK;
-        f.context.uc_stack.ss_size = STACK;
-        f.context.uc_link = nullptr;
-        f.state = READY;
-        f.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
-        makecontext(&f.context, start, 0);
-    }
-    std::vector<int> order(n);
-    for (int i = 0; i < n; i++) order[i] = i;
-    for (;;) {
-        std::shuffle(order.begin(), order.end(), rng);
-        bool moved = false, alive = false;
-        for (int i : order)
-            if (fibers[i].state == READY) {
-                current = i, threadIdx = fibers[i].index, moved = true;
-                swapcontext(&scheduler, &fibers[i].context);
-            }
-        for (int i = 0; i < n; i++) alive |= fibers[i].state != DONE;
-        if (!alive) return true;
-        if (release(0, n, AT_BLOCK_BARRIER)) continue;
-        for (int i = 0; i < n; i += 32) moved |= release(i, std::min(n, i + 32), AT_WARP_BARRIER);
-        if (moved) continue;
-        int waiting = 0;
-        while (fibers[waiting].state == DONE) waiting++;
-        current = waiting, threadIdx = fibers[waiting].index;
-        snprintf(message, room, "threads diverge at a barrier or shuffle: waiting at line %d",
-                 fibers[waiting].line);
-        return false;
-    }
-}
-
-// Returns 0, or 1 with a sentence in message. sizes[i] < 0 marks an array that is only read.
-static int launch(void (*kernel)(void**), const unsigned* shape, unsigned seed, int count,
-                  void** arrays, const long long* sizes, void** slots, void** pointers,
-                  char* message, size_t room) {
-    const size_t page = sysconf(_SC_PAGESIZE);
-    gridDim = {shape[0], shape[1], shape[2]}, blockDim = {shape[3], shape[4], shape[5]};
-    static std::vector<char*> bases, data;
-    static std::vector<size_t> spans;
-    bases.assign(count, nullptr), data = bases, spans.assign(count, 0);
-    for (int i = 0; i < count; i++) {
-        size_t bytes = std::llabs(sizes[i]) - 1, inner = (bytes + page - 1) / page * page;
-        spans[i] = inner + 2 * page;
-        bases[i] = (char*)mmap(0, spans[i], PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (bases[i] == MAP_FAILED) return snprintf(message, room, "no memory for guards"), 2;
-        data[i] = bases[i] + page + (seed % 2 ? 0 : inner - bytes);
-        if (inner) mprotect(bases[i] + page, inner, PROT_READ | PROT_WRITE);
-        memcpy(data[i], arrays[i], bytes);
-        if (inner && sizes[i] < 0) mprotect(bases[i] + page, inner, PROT_READ);
-        *(void**)pointers[i] = data[i];
-    }
-    static std::mt19937 rng;
-    rng.seed(seed);
-    size_t threads = (size_t)blockDim.x * blockDim.y * blockDim.z;
-    fibers.resize(threads);
-    static char* stacks;
-    static std::vector<unsigned> order;
-    order.resize((size_t)gridDim.x * gridDim.y * gridDim.z);
-    for (size_t i = 0; i < order.size(); i++) order[i] = (unsigned)i;
-    std::shuffle(order.begin(), order.end(), rng);
-    stacks =
-        (char*)mmap(0, threads * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    static char handler_stack[64 * 1024];
-    stack_t alternate = {}, previous_stack;
-    alternate.ss_sp = handler_stack, alternate.ss_size = sizeof handler_stack;
-    sigaltstack(&alternate, &previous_stack);
-    struct sigaction action = {}, old_segv, old_bus;
-    action.sa_sigaction = on_fault, action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGSEGV, &action, &old_segv), sigaction(SIGBUS, &action, &old_bus);
-    volatile int failed = 0;
-    if (sigsetjmp(escape, 1) == 0) {
-        for (unsigned b : order) {
-            blockIdx = {b % gridDim.x, b / gridDim.x % gridDim.y, b / (gridDim.x * gridDim.y)};
-            body = kernel, arguments = slots;
-            if (!run_block(rng, stacks, message, room)) {
-                failed = 1;
-                break;
-            }
-        }
-    } else {
-        failed = 1;
-        int which = -1;
-        for (int i = 0; i < count; i++)
-            if (fault_address >= (uintptr_t)bases[i] &&
-                fault_address < (uintptr_t)bases[i] + spans[i])
-                which = i;
-        snprintf(message, room,
-                 "access out of bounds, or a write to a const array: array %d, "
-                 "byte %lld",
-                 which,
-                 which < 0 ? (long long)fault_address
-                           : (long long)(fault_address - (uintptr_t)data[which]));
-    }
-    sigaction(SIGSEGV, &old_segv, 0), sigaction(SIGBUS, &old_bus, 0);
-    sigaltstack(&previous_stack, 0);
-    if (failed) {
-        size_t used = strlen(message);
-        snprintf(message + used, room - used, "; block (%u, %u, %u), thread (%u, %u, %u)",
-                 blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
-    }
-    for (int i = 0; i < count; i++) {
-        if (!failed && sizes[i] > 0) memcpy(arrays[i], data[i], sizes[i] - 1);
-        munmap(bases[i], spans[i]);
-    }
-    munmap(stacks, threads * STACK);
-    return failed;
+    uint64_t word = 0;
+    memcpy(&word, &value, sizeof(T));
+    warp_barrier(word, mask, line);
+    word = shown_by(lane);
+    memcpy(&value, &word, sizeof(T));
+    return value;
 }
 }  // namespace sim
+
+// --- barriers, shuffles, votes
+// --------------------------------------------------------------------
+
+inline void __syncthreads(int line = __builtin_LINE()) {
+    sim::block_barrier(line);
+}
+inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
+    sim::warp_barrier(0, mask, line);
+}
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+inline unsigned __activemask() {
+    return sim::warp_mask();
+}
+template <typename T>
+inline T __shfl_sync(unsigned mask, T value, int lane, int width = 32,
+                     int line = __builtin_LINE()) {
+    int me = sim::thread_number() % 32;
+    return sim::exchange(value, (me & -width) | (lane & (width - 1)), mask, line);
+}
+template <typename T>
+inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
+                         int line = __builtin_LINE()) {
+    int me = sim::thread_number() % 32, lane = me ^ bits;
+    return sim::exchange(value, lane < (me & -width) + width ? lane : me, mask, line);
+}
+template <typename T>
+inline T __shfl_down_sync(unsigned mask, T value, int by, int width = 32,
+                          int line = __builtin_LINE()) {
+    int me = sim::thread_number() % 32, lane = me + by;
+    return sim::exchange(value, lane < (me & -width) + width ? lane : me, mask, line);
+}
+template <typename T>
+inline T __shfl_up_sync(unsigned mask, T value, int by, int width = 32,
+                        int line = __builtin_LINE()) {
+    int me = sim::thread_number() % 32, lane = me - by;
+    return sim::exchange(value, lane >= (me & -width) ? lane : me, mask, line);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+    sim::warp_barrier(predicate != 0, mask, line);
+    unsigned votes = 0;
+    for (unsigned lane = 0; lane < 32; lane++)
+        if (mask & sim::warp_mask() & 1u << lane) votes |= (unsigned)sim::shown_by(lane) << lane;
+    return votes;
+}
+inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+    return __ballot_sync(mask, predicate, line) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+    return __ballot_sync(mask, predicate, line) == (mask & sim::warp_mask());
+}
+namespace sim {
+int count_votes(int predicate, int line);  // a block barrier; how many threads said yes
+}
+inline int __syncthreads_count(int predicate, int line = __builtin_LINE()) {
+    return sim::count_votes(predicate, line);
+}
+inline int __syncthreads_or(int predicate, int line = __builtin_LINE()) {
+    return sim::count_votes(predicate, line) > 0;
+}
+inline int __syncthreads_and(int predicate, int line = __builtin_LINE()) {
+    return sim::count_votes(!predicate, line) == 0;
+}
+
+// --- atomics: no two threads run at the same time
+// --------------------------------------------------
+
+namespace sim {
+template <typename T, typename Change>
+inline T update(T* place, Change change) {
+    touch(place, sizeof(T), true);
+    T old;
+    memcpy(&old, place, sizeof(T));
+    T now = change(old);
+    memcpy(place, &now, sizeof(T));
+    return old;
+}
+template <typename T>
+struct Same {
+    typedef T type;
+};
+template <typename T>
+using same = typename Same<T>::type;  // a parameter that does not take part in deduction
+}  // namespace sim
+template <typename T>
+inline T atomicAdd(T* place, sim::same<T> value) {
+    return sim::update(place, [=](T old) { return (T)(old + value); });
+}
+template <typename T>
+inline T atomicSub(T* place, sim::same<T> value) {
+    return sim::update(place, [=](T old) { return (T)(old - value); });
+}
+template <typename T>
+inline T atomicMax(T* place, sim::same<T> value) {
+    return sim::update(place, [=](T old) { return old < value ? value : old; });
+}
+template <typename T>
+inline T atomicMin(T* place, sim::same<T> value) {
+    return sim::update(place, [=](T old) { return value < old ? value : old; });
+}
+template <typename T>
+inline T atomicAnd(T* place, sim::same<T> value) {
+    return sim::update(place, [=](T old) { return (T)(old & value); });
+}
+template <typename T>
+inline T atomicOr(T* place, sim::same<T> value) {
+    return sim::update(place, [=](T old) { return (T)(old | value); });
+}
+template <typename T>
+inline T atomicExch(T* place, sim::same<T> value) {
+    return sim::update(place, [=](T) { return value; });
+}
+template <typename T>
+inline T atomicCAS(T* place, sim::same<T> expected, sim::same<T> value) {
+    return sim::update(place, [=](T old) { return old == expected ? value : old; });
+}
+
+// --- vectors
+// -----------------------------------------------------------------------------------------
+
+#define SIM_VECTOR2(name, T)             \
+    struct alignas(2 * sizeof(T)) name { \
+        T x, y;                          \
+    };                                   \
+    inline name make_##name(T x, T y) {  \
+        return {x, y};                   \
+    }
+#define SIM_VECTOR4(name, T)                                       \
+    struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) name { \
+        T x, y, z, w;                                              \
+    };                                                             \
+    inline name make_##name(T x, T y, T z, T w) {                  \
+        return {x, y, z, w};                                       \
+    }
+SIM_VECTOR2(float2, float)
+SIM_VECTOR2(double2, double)
+SIM_VECTOR2(int2, int)
+SIM_VECTOR2(uint2, unsigned int)
+SIM_VECTOR2(longlong2, long long)
+SIM_VECTOR2(ulonglong2, unsigned long long)
+SIM_VECTOR2(short2, short)
+SIM_VECTOR2(ushort2, unsigned short)
+SIM_VECTOR4(float4, float)
+SIM_VECTOR4(int4, int)
+SIM_VECTOR4(uint4, unsigned int)
+SIM_VECTOR4(short4, short)
+SIM_VECTOR4(ushort4, unsigned short)
+SIM_VECTOR4(char4, signed char)
+SIM_VECTOR4(uchar4, unsigned char)
+
+// --- arithmetic
+// ----------------------------------------------------------------------------------------
+
+template <typename T>
+inline T __ldg(const T* place) {
+    return *place;
+}
+template <typename T>
+inline T __ldcs(const T* place) {
+    return *place;
+}
+template <typename T>
+inline T __ldcg(const T* place) {
+    return *place;
+}
+template <typename T>
+inline void __stcs(T* place, sim::same<T> value) {
+    *place = value;
+}
+template <typename T>
+inline void __stcg(T* place, sim::same<T> value) {
+    *place = value;
+}
+
+// glibc has functions of these names; the GPU's are less exact than what stands here.
+#define __expf(x) expf(x)
+#define __exp10f(x) exp10f(x)
+#define __logf(x) logf(x)
+#define __log2f(x) log2f(x)
+#define __log10f(x) log10f(x)
+#define __powf(x, y) powf(x, y)
+#define __sinf(x) sinf(x)
+#define __cosf(x) cosf(x)
+#define __tanf(x) tanf(x)
+inline float __fdividef(float x, float y) {
+    return x / y;
+}
+inline float __fdiv_rn(float x, float y) {
+    return x / y;
+}
+inline float __frcp_rn(float x) {
+    return 1.0f / x;
+}
+inline float __fsqrt_rn(float x) {
+    return sqrtf(x);
+}
+inline float __frsqrt_rn(float x) {
+    return 1.0f / sqrtf(x);
+}
+inline float rsqrtf(float x) {
+    return 1.0f / sqrtf(x);
+}
+inline float __fadd_rn(float x, float y) {
+    return x + y;
+}
+inline float __fsub_rn(float x, float y) {
+    return x - y;
+}
+inline float __fmul_rn(float x, float y) {
+    return x * y;
+}
+inline float __fmaf_rn(float x, float y, float z) {
+    return fmaf(x, y, z);
+}
+inline float __saturatef(float x) {
+    return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f;
+}
+inline void sincospif(float x, float* sine, float* cosine) {
+    *sine = (float)sin(M_PI * x), *cosine = (float)cos(M_PI * x);
+}
+inline float __int_as_float(int x) {
+    float y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+inline float __uint_as_float(unsigned int x) {
+    float y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+inline int __float_as_int(float x) {
+    int y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+inline unsigned int __float_as_uint(float x) {
+    unsigned int y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+inline long long __double_as_longlong(double x) {
+    long long y;
+    memcpy(&y, &x, 8);
+    return y;
+}
+inline double __longlong_as_double(long long x) {
+    double y;
+    memcpy(&y, &x, 8);
+    return y;
+}
+inline int __float2int_rn(float x) {
+    return (int)nearbyintf(x);
+}
+inline unsigned int __float2uint_rn(float x) {
+    return (unsigned int)nearbyintf(x);
+}
+inline float __int2float_rn(int x) {
+    return (float)x;
+}
+inline float __uint2float_rn(unsigned int x) {
+    return (float)x;
+}
+inline float __ull2float_rn(unsigned long long x) {
+    return (float)x;
+}
+inline unsigned int __umulhi(unsigned int a, unsigned int b) {
+    return (unsigned int)((unsigned long long)a * b >> 32);
+}
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned long long)(((unsigned __int128)a * b) >> 64);
+}
+inline int __popc(unsigned int x) {
+    return __builtin_popcount(x);
+}
+inline int __clz(int x) {
+    return x ? __builtin_clz((unsigned int)x) : 32;
+}
+inline int __ffs(int x) {
+    return __builtin_ffs(x);
+}
+inline unsigned int __brev(unsigned int x) {
+    unsigned int y = 0;
+    for (int i = 0; i < 32; i++) y |= (x >> i & 1) << (31 - i);
+    return y;
+}
+[[noreturn]] inline void __trap() {
+    sim::fail("the kernel called __trap()");
+}
+
+#define SIM_MIN_MAX(T)        \
+    inline T min(T a, T b) {  \
+        return b < a ? b : a; \
+    }                         \
+    inline T max(T a, T b) {  \
+        return a < b ? b : a; \
+    }
+SIM_MIN_MAX(int)
+SIM_MIN_MAX(unsigned int)
+SIM_MIN_MAX(long)
+SIM_MIN_MAX(unsigned long)
+SIM_MIN_MAX(long long)
+SIM_MIN_MAX(unsigned long long)
+inline float min(float a, float b) {
+    return fminf(a, b);
+}
+inline float max(float a, float b) {
+    return fmaxf(a, b);
+}
+inline double min(double a, double b) {
+    return fmin(a, b);
+}
+inline double max(double a, double b) {
+    return fmax(a, b);
+}
+
+// Copies are checked like loads and stores.
+namespace sim {
+inline void* copy(void* to, const void* from, size_t bytes) {
+    if (bytes) touch(from, bytes, false), touch(to, bytes, true);
+    return memcpy(to, from, bytes);
+}
+inline void* fill(void* to, int byte, size_t bytes) {
+    if (bytes) touch(to, bytes, true);
+    return memset(to, byte, bytes);
+}
+}  // namespace sim
+#define memcpy(to, from, bytes) sim::copy(to, from, bytes)
+#define memset(to, byte, bytes) sim::fill(to, byte, bytes)

@@ -1,28 +1,99 @@
 // Softmax over the last axis: y = exp(x - max x) / Σ exp(x - max x), dx = y (dy - Σ y dy).
+// LOG: y = x - max x - log Σ exp(x - max x), dx = dy - exp(y) Σ dy.
 //
-// Layout: rows × columns, contiguous float32. One block a row, its threads stride over the columns.
-// Bytes: forward reads x three times (twice from cache) and writes y; backward reads y and dy twice
-// and writes dx. Arithmetic: about 5 operations and 2 exponentials an element.
-#include "reduce.cuh"
+// MASK 0: none. 1, causal: row r is query r % queries and sees columns 0 … r % queries; the others are
+// not even read. 2, boolean: sees columns where visible[r % mask_rows] is not 0. 3, additive: bias
+// (mask_rows, columns) is added first. What is not seen weighs 0; a row that sees nothing is nan, as
+// softmax of nothing but -∞ is.
+//
+// Layout: rows × columns, contiguous. A row belongs to a warp or a block, and stays in registers:
+// rows.cuh. A row too wide for that is read twice, the first time with a running maximum and sum.
+// Bytes: forward reads x once and writes y; backward reads y and dy and writes dx. Arithmetic: about 4
+// operations and 1 exponential an element; at 4 bytes an element (bfloat16) that is still bound by bytes.
+#include "rows.cuh"
 
-extern "C" __global__ void softmax_forward(float* y, const float* x, int rows, int columns) {
+#ifndef LOG
+#define LOG 0
+#endif
+#ifndef MASK
+#define MASK 0
+#endif
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+    softmax_forward(real* y, const real* x, const unsigned char* visible, const real* bias, int rows,
+                    int columns, int queries, int mask_rows) {
     __shared__ float partial[32];
-    x += (long long)blockIdx.x * columns, y += (long long)blockIdx.x * columns;
-    float largest = -3.402823466e38f, total = 0.0f;
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) largest = fmaxf(largest, x[i]);
-    largest = block_max(largest, partial);
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) total += expf(x[i] - largest);
-    total = block_sum(total, partial);
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) y[i] = expf(x[i] - largest) / total;
+    long long row = (long long)blockIdx.x * TEAMS + threadIdx.x / TEAM;
+    if (row >= rows) return;  // whole warps: a block of one row is never cut short
+    int seen = MASK == 1 ? min(columns, (int)(row % queries) + 1) : columns;
+    long long mask_row = MASK > 1 ? row % mask_rows * columns : 0;
+    y += row * columns, x += row * columns;
+    auto hide = [=](float (&values)[1][PIECE], int at) {
+        if (MASK == 0 || at >= columns) return;
+        float added[PIECE];
+        if (MASK == 3) load(added, bias + mask_row + at, pieces_left(columns, at), ALIGNED);
+#pragma unroll
+        for (int j = 0; j < PIECE; j++) {
+            if (MASK == 1 && at + j >= seen) values[0][j] = -INFINITE;
+            if (MASK == 2 && at + j < columns && !visible[mask_row + at + j])
+                values[0][j] = -INFINITE;
+            if (MASK == 3) values[0][j] += added[j];
+        }
+    };
+    Rows<1, decltype(hide)> r = {{x}, columns, seen, -INFINITE, hide};
+    r.begin();
+    Exponentials sums = {-INFINITE, 0.0f};
+    if (EACH) {
+        r.each([&](float (&v)[1][PIECE], int, int) {
+#pragma unroll
+            for (int j = 0; j < PIECE; j++) sums.largest = fmaxf(sums.largest, v[0][j]);
+        });
+        sums.largest = team_max(sums.largest, partial);
+        r.each([&](float (&v)[1][PIECE], int, int) {
+#pragma unroll
+            for (int j = 0; j < PIECE; j++) {
+                float e = expf(v[0][j] - sums.largest);
+                sums.total += e;
+                if (!LOG) v[0][j] = e;
+            }
+        });
+        sums.total = team_sum(sums.total, partial);
+    } else {
+        r.each([&](float (&v)[1][PIECE], int, int) { sums.add(v[0]); });
+        sums.merge_team(partial);
+    }
+    float scale = LOG ? logf(sums.total) : 1.0f / sums.total;
+    r.each([&](float (&v)[1][PIECE], int at, int) {
+#pragma unroll
+        for (int j = 0; j < PIECE; j++) {
+            if (LOG)
+                v[0][j] = v[0][j] - sums.largest - scale;
+            else
+                v[0][j] = (EACH ? v[0][j] : expf(v[0][j] - sums.largest)) * scale;
+        }
+        put(y, v[0], at, columns);
+    });
 }
 
-extern "C" __global__ void softmax_backward(float* dx, const float* dy, const float* y, int rows,
-                                            int columns) {
+extern "C" __global__ void __launch_bounds__(BLOCK)
+    softmax_backward(real* dx, const real* dy, const real* y, int rows, int columns) {
     __shared__ float partial[32];
-    long long row = (long long)blockIdx.x * columns;
-    dx += row, dy += row, y += row;
+    long long row = (long long)blockIdx.x * TEAMS + threadIdx.x / TEAM;
+    if (row >= rows) return;
+    row *= columns;
+    Rows<2> r = {{y + row, dy + row}, columns, columns, 0.0f};
+    r.begin();
     float dot = 0.0f;
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) dot += y[i] * dy[i];
-    dot = block_sum(dot, partial);
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) dx[i] = y[i] * (dy[i] - dot);
+    r.each([&](float (&v)[2][PIECE], int, int) {
+#pragma unroll
+        for (int j = 0; j < PIECE; j++) dot += LOG ? v[1][j] : v[0][j] * v[1][j];
+    });
+    dot = team_sum(dot, partial);
+    r.each([&](float (&v)[2][PIECE], int at, int) {
+        float out[PIECE];
+#pragma unroll
+        for (int j = 0; j < PIECE; j++)
+            out[j] = LOG ? v[1][j] - expf(v[0][j]) * dot : v[0][j] * (v[1][j] - dot);
+        put(dx + row, out, at, columns);
+    });
 }

@@ -825,13 +825,15 @@ def pick():
 
 
 def test_a_lazy_gradient_writes_itself_then_adds_itself(pick):
-    x, log = real(3, 2), []
-    pick(x, row=1, log=log).sum().backward()
-    assert log == ["write"]
-    same(x.grad, [[0, 0], [1, 1], [0, 0]])
-    pick(x, row=0, log=log).sum().backward()
-    assert log == ["write", "add"]
-    same(x.grad, [[1, 1], [1, 1], [0, 0]])
+    for buffer in (None, np.full((3, 2), 7.0)):  # without one the gradient makes its own array
+        x, log = real(3, 2), []
+        x.node.buffer = buffer
+        pick(x, row=1, log=log).sum().backward()
+        assert log == ["dense" if buffer is None else "write"]
+        same(x.grad, [[0, 0], [1, 1], [0, 0]])
+        pick(x, row=0, log=log).sum().backward()
+        assert log[1:] == ["add"]
+        same(x.grad, [[1, 1], [1, 1], [0, 0]])
 
 
 def test_lazy_gradients_meet_others(pick):

@@ -34,7 +34,7 @@ FLOORS = [
     {"cpu", "cuda"},
     {"amp", "creation", "functions", "inplace", "methods", "printing", "rearranging", "sampling"},
     {"nn", "optim", "serialization", "distributed", "inspect", "testing", "utils"},
-    {"__init__", "__main__"},
+    {"__init__", "__main__", "doctor"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -504,6 +504,9 @@ def accumulate(leaf: Leaf, gradient: Any) -> None:
         return
     buffer = leaf.buffer
     if buffer is None:
+        if lazy:
+            leaf.grad = as_tensor(gradient.dense())
+            return
         buffer = array_module(gradient).empty(leaf.shape, leaf.dtype)
     if lazy:
         gradient.write_to(buffer)

@@ -2,13 +2,18 @@
 
 Everything above works on "an array" and asks here which module computes on it. `array_module(x)`
 answers `numpy`, `cupy`, or, when `x` is itself a Tensor (a derivative of a derivative is being
-taken), the engine's own namespace of functions under NumPy's names. Read `autograd.py` next.
+taken), the engine's own namespace of functions under NumPy's names. The device "cuda-sim" has
+arrays of its own (`cuda/device.py`), which behave as CuPy's on a machine without a GPU. Read
+`autograd.py` next.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -25,11 +30,28 @@ default_dtype: DType = np.dtype(np.float32)
 
 # type of array -> module of functions for it. CuPy and Tensor add themselves.
 _modules: dict[type, Any] = {np.ndarray: np}
+# type of array -> where an array of that type lives, for all but NumPy's.
+_places: dict[type, Callable[[Array], device]] = {}
+_cupy_watchers: list[Callable[[type], None]] = []
 
 
-def register_array_type(kind: type, module: Any) -> None:
-    """Let `array_module` answer `module` for arrays of type `kind`."""
+def register_array_type(
+    kind: type, module: Any, place: Callable[[Array], device] | None = None
+) -> None:
+    """Let `array_module` answer `module` for arrays of type `kind`, which live where `place`
+    says.
+    """
     _modules[kind] = module
+    if place is not None:
+        _places[kind] = place
+
+
+def when_cupy_arrives(watcher: Callable[[type], None]) -> None:
+    """Call `watcher(cupy.ndarray)` once CuPy has been imported; at once if it has been."""
+    _cupy_watchers.append(watcher)
+    for module in list(_modules.values()):
+        if getattr(module, "__name__", "") == "cupy":
+            watcher(module.ndarray)
 
 
 def is_array(x: object) -> bool:
@@ -54,17 +76,45 @@ def array_module(*arrays: Any) -> Any:
     return np
 
 
+@cache
 def cupy() -> ModuleType:
     """CuPy, imported on first use; a sentence that says what is missing where it cannot be."""
+    wheels = cupy_wheels()
+    if len(wheels) > 1:
+        raise RuntimeError(
+            f"{len(wheels)} CuPy wheels are installed ({', '.join(wheels)}) and shadow one "
+            f"another: pip uninstall {' '.join(wheels)}, then install the one that fits the driver"
+        )
     if importlib.util.find_spec("cupy") is None:
         raise RuntimeError(
             "device 'cuda' needs CuPy, which is not installed: pip install "
             "'tinytensor-gpt[cuda13]' "
             "(or [cuda12] for a CUDA 12 driver)"
         )
-    module = importlib.import_module("cupy")
-    register_array_type(module.ndarray, module)
+    try:
+        module = importlib.import_module("cupy")
+    except ImportError as error:
+        raise RuntimeError(
+            f"CuPy is installed but cannot be imported ({error}); `python -m tinytensor doctor` "
+            "says what is missing"
+        ) from error
+    register_array_type(module.ndarray, module, lambda array: device("cuda", int(array.device.id)))
+    module.cuda.set_allocator(_allocator(module))
+    for watcher in _cupy_watchers:
+        watcher(module.ndarray)
     return module
+
+
+def nccl() -> ModuleType:
+    """CuPy's binding of NCCL; ImportError where it was built without, or the library is missing."""
+    cupy()
+    return importlib.import_module("cupy.cuda.nccl")
+
+
+def cupy_wheels() -> list[str]:
+    """Names of the installed distributions of CuPy, of which there should be one at most."""
+    names = {str(d.metadata["Name"]).lower() for d in importlib.metadata.distributions()}
+    return sorted(n for n in names if n in ("cupy", "cupy-cuda") or n.startswith("cupy-cuda"))
 
 
 def cuda_device_count() -> int:
@@ -78,7 +128,9 @@ def cuda_device_count() -> int:
 
 
 class device:
-    """Where an array lives: `device("cpu")`, `device("cuda")` or, a numbered one, `"cuda:1"`."""
+    """Where an array lives: `device("cpu")`, `device("cuda")` or, a numbered one, `"cuda:1"`;
+    `device("cuda-sim")` runs the CUDA kernels in a simulator on the CPU.
+    """
 
     __slots__ = ("index", "type")
 
@@ -89,8 +141,10 @@ class device:
         name, _, number = str(type).partition(":")  # str(device("cuda", 1)) is "cuda:1"
         if name == "auto":
             name = "cuda" if cuda_device_count() else "cpu"
-        if name not in ("cpu", "cuda") or (number and not number.isdigit()):
-            raise ValueError(f"device {type!r} is unknown; use 'cpu', 'cuda', 'cuda:N' or 'auto'")
+        if name not in ("cpu", "cuda", "cuda-sim") or (number and not number.isdigit()):
+            raise ValueError(
+                f"device {type!r} is unknown; use 'cpu', 'cuda', 'cuda:N', 'cuda-sim' or 'auto'"
+            )
         self.type = name
         self.index = int(number) if number else index
 
@@ -119,7 +173,7 @@ def device_of(array: Array) -> device:
     """The device that holds `array`."""
     if isinstance(array, np.ndarray | np.generic):
         return CPU
-    return device("cuda", int(array.device.id))
+    return _places[type(array)](array)
 
 
 def module_for(where: device | str | None) -> Any:
@@ -127,24 +181,71 @@ def module_for(where: device | str | None) -> Any:
     where = CPU if where is None else device(where)
     if where.type == "cpu":
         return np
+    if where.type == "cuda-sim":
+        return importlib.import_module("tinytensor.cuda.device").sim
     module = cupy()
     count = cuda_device_count()
     if (where.index or 0) >= count:
+        old = driver_too_old(module)
         raise RuntimeError(
-            f"device '{where}' was asked for, but CuPy sees {count} CUDA devices here; "
-            "check the driver with nvidia-smi, or use device='cpu'"
+            f"device '{where}' was asked for, but "
+            + (old or f"CuPy sees {count} CUDA devices here; check the driver with nvidia-smi")
+            + ", or use device='cpu' ('cuda-sim' runs the kernels on the CPU, to study them)"
         )
     return module
+
+
+def driver_too_old(module: Any) -> str | None:
+    """Why CuPy cannot use the driver, if that is because of the driver's age."""
+    try:
+        driver = int(module.cuda.runtime.driverGetVersion())
+        wheel = int(module.cuda.runtime.runtimeGetVersion())
+    except (ImportError, RuntimeError):
+        return None
+    if not 0 < driver // 1000 < wheel // 1000:
+        return None
+    return (
+        f"the NVIDIA driver is too old: it is for CUDA {driver // 1000}.{driver % 1000 // 10}, and "
+        f"CuPy's wheel for CUDA {wheel // 1000}; update the driver, install "
+        f"tinytensor-gpt[cuda{driver // 1000}] in its place"
+    )
+
+
+class OutOfMemoryError(MemoryError):
+    """The GPU's memory does not hold what was asked for."""
+
+
+def _allocator(module: Any) -> Callable[[int], Any]:
+    """CuPy's memory pool, with a sentence where it has no more."""
+    pool = module.get_default_memory_pool()
+
+    def allocate(size: int) -> Any:
+        try:
+            return pool.malloc(size)
+        except module.cuda.memory.OutOfMemoryError:
+            free, total = module.cuda.runtime.memGetInfo()
+            ours = pool.used_bytes()
+            raise OutOfMemoryError(
+                f"out of memory: {size / 2**30:.2f} GiB were asked for; of the GPU's "
+                f"{total / 2**30:.1f} GiB this program's arrays hold {ours / 2**30:.1f} and "
+                f"{free / 2**30:.1f} are free; lower the batch size (and accumulate gradients over "
+                "more micro-batches), or the context"
+            ) from None
+
+    return allocate
 
 
 def to_device(array: Array, where: device | str) -> Array:
     """`array` on `where`; the same object when it is there already."""
     where = device(where)
-    if device_of(array) == where:
+    here = device_of(array)
+    if here == where:
         return array
     if where.type == "cpu":
-        return cupy().asnumpy(array)
+        return module_of(array).asnumpy(array)
     module = module_for(where)
+    if here.type not in ("cpu", where.type):  # between kinds of devices: by way of the host
+        array = module_of(array).asnumpy(array)
     with module.cuda.Device(where.index or 0):
         return module.asarray(array)
 
@@ -158,8 +259,12 @@ def memory_range(array: Array) -> tuple[int, int]:
     """First and one-past-last address of the memory that `array` touches."""
     if isinstance(array, np.ndarray):
         return np.lib.array_utils.byte_bounds(array)
-    low, high = module_of(array).byte_bounds(array)
-    return int(low), int(high)
+    low = high = int(array.data.ptr)
+    if array.size == 0:
+        return low, high
+    for n, step in zip(array.shape, array.strides, strict=True):
+        low, high = low + min(0, (n - 1) * step), high + max(0, (n - 1) * step)
+    return low, high + int(array.itemsize)
 
 
 def module_of(array: Array) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ..backend import cuda_device_count, cupy
+from ..backend import OutOfMemoryError, cuda_device_count, cupy
+from . import operations as operations
 
 __all__ = [
+    "OutOfMemoryError",
     "device_count",
     "is_available",
     "max_memory_allocated",

@@ -1,8 +1,11 @@
 """Where the CUDA sources are, what their kernels take, and `launch`: one call, two back ends.
 
-On NumPy arrays a kernel runs in the simulator (`simulator.py`, needs a C++ compiler); on CuPy
-arrays it is compiled by NVRTC and runs on the GPU. Arguments follow the kernel's signature:
-`arrays` fill its pointers (outputs, then inputs), `scalars` the rest, each in order.
+On NumPy arrays (and those of the device "cuda-sim") a kernel runs in the simulator (`simulator.py`,
+needs a C++ compiler); on CuPy arrays it is compiled by NVRTC and runs on the GPU. Arguments follow
+the kernel's signature: `arrays` fill its pointers (outputs, then inputs; None is a null pointer),
+`scalars` the rest, each in order. A source has variants: `defines` are macros, such as ("real",
+"bf16"), that it is compiled with; it says what it is without them by `#ifndef real` / `#define real
+float`.
 """
 
 from __future__ import annotations
@@ -15,16 +18,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backend import Array, cupy
+from ..backend import Array, DType, bfloat16, cupy
+from .device import SimArray
 
-SCALAR_TYPES: dict[str, type[np.generic]] = {
-    "int": np.int32,
-    "unsigned int": np.uint32,
-    "long long": np.int64,
-    "unsigned long long": np.uint64,
-    "float": np.float32,
-    "double": np.float64,
+# C++ type -> dtype of the arrays that a pointer to it takes, and of the scalars passed by value.
+TYPES: dict[str, DType] = {
+    "bool": np.dtype(np.bool_),
+    "char": np.dtype(np.int8),
+    "signed char": np.dtype(np.int8),
+    "unsigned char": np.dtype(np.uint8),
+    "short": np.dtype(np.int16),
+    "unsigned short": np.dtype(np.uint16),
+    "int": np.dtype(np.int32),
+    "unsigned": np.dtype(np.uint32),
+    "unsigned int": np.dtype(np.uint32),
+    "long long": np.dtype(np.int64),
+    "unsigned long long": np.dtype(np.uint64),
+    "float": np.dtype(np.float32),
+    "double": np.dtype(np.float64),
+    "bf16": bfloat16,
 }
+
+Defines = tuple[tuple[str, Any], ...]
 
 
 class Parameter(NamedTuple):
@@ -36,6 +51,9 @@ class Parameter(NamedTuple):
     const: bool
 
 
+Signature = tuple[Parameter, ...]
+
+
 def folder() -> Path:
     """The folder of the CUDA sources: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
@@ -45,15 +63,49 @@ def folder() -> Path:
     raise RuntimeError(f"the CUDA sources are missing: no kernels folder in or beside {package}")
 
 
-def signatures(source: str) -> dict[str, tuple[Parameter, ...]]:
-    """Name -> parameters of every `extern "C" __global__` kernel in a source text."""
-    found = re.findall(r'extern "C" __global__ void (\w+)\(([^)]*)\)', source)
-    return {name: tuple(_parameter(p) for p in text.split(",")) for name, text in found}
+# --- signatures ----------------------------------------------------------------------------------
+
+_KERNEL = re.compile(
+    r'extern\s+"C"\s+__global__\s+(?:void\s+)?(?:__launch_bounds__\s*\((?:[^()]|\([^()]*\))*\)\s*)?'
+    r"(?:void\s+)?(\w+)\s*\(([^)]*)\)"
+)
+_DEFAULT = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)[ \t]+([\w ]+?)[ \t]*(?://.*)?$", re.M)
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([\w./]+)"', re.M)
 
 
-def _parameter(text: str) -> Parameter:
+def signatures(source: str, defines: Defines = ()) -> dict[str, Signature]:
+    """Name -> parameters of every `extern "C" __global__` kernel in a source text.
+
+    Types may be macros: of `defines`, or with a default in the source or in a header that it
+    includes.
+    """
+    kinds = {**_defaults(source), **{key: str(value) for key, value in defines}}
+    return {
+        name: tuple(_parameter(p, kinds) for p in text.split(",") if p.strip())
+        for name, text in _KERNEL.findall(_without_comments(source))
+    }
+
+
+def _without_comments(source: str) -> str:
+    return re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.S)
+
+
+def _defaults(source: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for header in _INCLUDE.findall(source):
+        path = folder() / header
+        if path.is_file():
+            found |= _defaults(path.read_text(encoding="utf-8"))
+    return found | dict(_DEFAULT.findall(source))
+
+
+def _parameter(text: str, kinds: dict[str, str]) -> Parameter:
     words = text.replace("*", " * ").replace("__restrict__", "").split()
     kind = " ".join(word for word in words[:-1] if word not in ("const", "*"))
+    for _ in range(8):  # a macro may stand for another
+        if kind in TYPES or kind not in kinds:
+            break
+        kind = kinds[kind]
     return Parameter(words[-1], kind, "*" in words, "const" in words)
 
 
@@ -67,6 +119,14 @@ def source_of() -> dict[str, Path]:
     }
 
 
+@cache
+def signature(name: str, defines: Defines = ()) -> Signature:
+    """What kernel `name` takes, in the variant of `defines`."""
+    if name not in source_of():
+        raise ValueError(f"there is no kernel {name!r}; there are {', '.join(sorted(source_of()))}")
+    return signatures(source_of()[name].read_text(encoding="utf-8"), defines)[name]
+
+
 def bind(
     name: str,
     parameters: Sequence[Parameter],
@@ -74,22 +134,39 @@ def bind(
     scalars: Sequence[float],
 ) -> list[Any]:
     """Arrays and scalars in the order of the signature, checked: count, dtype, contiguity."""
-    pointers = [p for p in parameters if p.pointer]
-    if (len(pointers), len(parameters)) != (len(arrays), len(arrays) + len(scalars)):
+    pointers = sum(p.pointer for p in parameters)
+    if (pointers, len(parameters)) != (len(arrays), len(arrays) + len(scalars)):
         raise ValueError(
-            f"{name} takes {len(pointers)} arrays and {len(parameters) - len(pointers)} scalars, "
+            f"{name} takes {pointers} arrays and {len(parameters) - pointers} scalars, "
             f"but got {len(arrays)} and {len(scalars)}"
         )
-    for p, array in zip(pointers, arrays, strict=True):
-        if array.dtype != SCALAR_TYPES[p.type]:
-            raise TypeError(f"{name}: {p.name} must be {p.type}, not {array.dtype}")
-        if not array.flags.c_contiguous:
-            raise ValueError(f"{name}: {p.name} {array.shape} must be contiguous")
     array_queue, scalar_queue = iter(arrays), iter(scalars)
-    return [
-        next(array_queue) if p.pointer else SCALAR_TYPES[p.type](next(scalar_queue))
-        for p in parameters
-    ]
+    values: list[Any] = []
+    for p in parameters:
+        kind = TYPES.get(p.type)
+        if kind is None:
+            raise TypeError(
+                f"{name}: nothing is known of the type {p.type!r} of {p.name}; it is no macro that "
+                "was defined, nor one of " + ", ".join(TYPES)
+            )
+        if not p.pointer:
+            values.append(kind.type(next(scalar_queue)))
+            continue
+        array = next(array_queue)
+        if array is not None:
+            flags = kind == np.uint8 and array.dtype == np.bool_
+            if array.dtype != kind and not flags:
+                raise TypeError(f"{name}: {p.name} must be {kind}, not {array.dtype}")
+            if not array.flags.c_contiguous:
+                raise ValueError(
+                    f"{name}: {p.name} {array.shape} must be contiguous; its strides are "
+                    f"{array.strides} bytes"
+                )
+        values.append(array)
+    return values
+
+
+# --- launching -----------------------------------------------------------------------------------
 
 
 def launch(
@@ -97,29 +174,62 @@ def launch(
     grid: tuple[int, ...],
     block: tuple[int, ...],
     arrays: Sequence[Array],
-    scalars: Sequence[float] = (),
-    seed: int = 0,
+    scalars: Sequence[Any] = (),
+    seed: int | None = None,
+    *,
+    defines: Defines = (),
+    shared_bytes: int = 0,
 ) -> None:
     """Run kernel `name` over `grid` blocks of `block` threads; outputs are written in place.
 
-    A grid with no block does nothing. `seed` orders blocks and threads in the simulator.
+    A grid with no block does nothing. `defines` choose the variant, `shared_bytes` is the dynamic
+    shared memory of a block. `seed` orders blocks and threads in the simulator (left out:
+    `simulator.seed`). On a GPU the kernel runs on CuPy's current stream.
+
+    Raises ValueError and TypeError for arguments that do not fit the signature, SimulationError for
+    what the simulator catches.
     """
-    if name not in source_of():
-        raise ValueError(f"there is no kernel {name!r}; there are {', '.join(sorted(source_of()))}")
+    defines = tuple((str(key), value) for key, value in defines)
+    parameters = signature(name, defines)
     if 0 in grid:
         return
-    path = source_of()[name]
-    if all(isinstance(array, np.ndarray) for array in arrays):
+    arrays = [array.host if isinstance(array, SimArray) else array for array in arrays]
+    if all(array is None or isinstance(array, np.ndarray) for array in arrays):
         from . import simulator
 
-        simulator.launch(path.read_text(encoding="utf-8"), name, grid, block, arrays, scalars, seed)
+        simulator.launch(
+            source_of()[name].read_text(encoding="utf-8"),
+            name,
+            grid,
+            block,
+            arrays,
+            scalars,
+            defines=defines,
+            shared_bytes=shared_bytes,
+            seed=seed,
+            file=source_of()[name].name,
+        )
         return
-    parameters = signatures(path.read_text(encoding="utf-8"))[name]
     values = bind(name, parameters, arrays, scalars)
-    _module(path).get_function(name)(grid, block, tuple(values))
+    function = _function(source_of()[name], name, defines, int(cupy().cuda.Device().id))
+    if shared_bytes > 48 * 1024 and function.max_dynamic_shared_size_bytes < shared_bytes:
+        function.max_dynamic_shared_size_bytes = shared_bytes
+    null = np.uintp(0)
+    function(grid, block, tuple(null if v is None else v for v in values), shared_mem=shared_bytes)
+
+
+def options(defines: Defines) -> tuple[str, ...]:
+    """What NVRTC is told, beside the architecture."""
+    variant = [f"-D{key}={value}" for key, value in defines]
+    return ("--std=c++17", f"-I{folder()}", f"--pre-include={folder() / 'gpu.h'}", *variant)
 
 
 @cache
-def _module(path: Path) -> Any:
-    options = ("--std=c++17", f"-I{folder()}")
-    return cupy().RawModule(code=path.read_text(encoding="utf-8"), options=options)
+def _function(path: Path, name: str, defines: Defines, device: int) -> Any:
+    """The compiled kernel on one device: CuPy keeps the module for each device it is used on."""
+    return _module(path, defines, device).get_function(name)
+
+
+@cache
+def _module(path: Path, defines: Defines, device: int) -> Any:
+    return cupy().RawModule(code=path.read_text(encoding="utf-8"), options=options(defines))

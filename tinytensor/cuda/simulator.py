@@ -1,7 +1,7 @@
 """Runs kernels on the CPU: compiles a CUDA source against `kernels/sim.h`, and calls it by ctypes.
 
-The header says what is simulated and what is caught. Compiled libraries are kept in the user's
-cache folder under a hash of everything that went into them.
+`kernels/sim.cpp` says what is simulated and what is caught. Compiled libraries are kept in the
+user's cache folder under a hash of everything that went into them.
 """
 
 from __future__ import annotations
@@ -12,20 +12,39 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .kernels import SCALAR_TYPES, bind, folder, signatures
+from .kernels import TYPES, Defines, bind, folder, signatures
 
-FLAGS = ("-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-ffp-contract=off", "-w")
+BASE = ("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-w")
+RUNTIME_FLAGS = (*BASE, "-O2")
+# Loads and stores call the runtime's hooks; an index beyond a declared array is an illegal
+# instruction.
+KERNEL_FLAGS = (
+    *BASE,
+    "-O1",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fno-tree-sra",  # a float4 is loaded whole, as on the GPU
+    "-fsanitize=thread",
+    "--param=tsan-instrument-func-entry-exit=0",
+    "-fsanitize=bounds",
+    "-fsanitize-undefined-trap-on-error",
+)
+
+# What orders blocks and threads where a launch does not say.
+seed = 0
 
 
 class SimulationError(RuntimeError):
-    """A kernel broke a rule: an access out of bounds, or a barrier that not all threads reach."""
+    """A kernel broke a rule: an access out of bounds, a race, a barrier that not all threads
+    reach.
+    """
 
 
 def compiler() -> str:
@@ -36,40 +55,166 @@ def compiler() -> str:
     raise RuntimeError("the CUDA simulator needs a C++ compiler: install g++, or set CXX")
 
 
+# --- compiling -----------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "tinytensor" / "simulator"
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the simulator could not compile a kernel:\n{done.stderr}")
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join((compiler(), *parts)).encode()).hexdigest()[:32]
+
+
 @cache
-def library(source: str) -> ctypes.CDLL:
-    """`source` compiled against the simulator header, from the cache if it was compiled before."""
+def _headers(place: Path) -> str:
+    return "".join(
+        path.read_text(encoding="utf-8") for path in sorted([place / "sim.h", *place.glob("*.cuh")])
+    )
+
+
+@cache
+def _runtime() -> list[str]:
+    """sim.cpp compiled twice: what is linked before a kernel, and what after."""
+    source = folder() / "sim.cpp"
+    found = []
+    for part in ((), ("-DSIM_END",)):
+        digest = _digest(source.read_text(encoding="utf-8"), *RUNTIME_FLAGS, *part)
+        target = cache_folder() / f"{digest}.o"
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as work:
+                built = Path(work) / "sim.o"
+                command = [compiler(), *RUNTIME_FLAGS, *part, "-c", str(source), "-o", str(built)]
+                _run(command)
+                built.replace(target)  # at once: another process may be building the same
+        found.append(str(target))
+    return found
+
+
+@cache
+def library(
+    source: str, defines: Defines = (), file: str = "kernel.cu", traced: bool = False
+) -> ctypes.CDLL:
+    """`source` compiled against the simulator header, from the cache if it was compiled before.
+
+    `traced`: each step of a thread, from one branch to the next, is seen by the runtime too.
+    """
+    flags = (*KERNEL_FLAGS, *(("-fsanitize-coverage=trace-pc",) if traced else ()))
     glue = []
-    for name, parameters in signatures(source).items():
+    for name, parameters in signatures(source, defines).items():
         values = ", ".join(
             f"*({p.type}{'*' if p.pointer else ''}*)slots[{i}]" for i, p in enumerate(parameters)
         )
-        pointers = ", ".join(f"slots[{i}]" for i, p in enumerate(parameters) if p.pointer)
         glue.append(
             f"static void call_{name}(void** slots) {{ {name}({values}); }}\n"
-            f'extern "C" int launch_{name}(const unsigned* shape, unsigned seed, int count, '
-            "void** arrays, const long long* sizes, void** slots, char* message, size_t room) {\n"
-            f"void* pointers[] = {{{pointers}}};\n"
-            f"return sim::launch(call_{name}, shape, seed, count, arrays, sizes, slots, pointers, "
-            "message, room); }\n"
+            f'extern "C" __attribute__((visibility("default"))) void launch_{name}(void* what) {{ '
+            f"sim::launch(call_{name}, (sim::Launch*)what); }}\n"
         )
-    text = f'#include "sim.h"\n#line 1 "kernel.cu"\n{source}\n' + "".join(glue)
-    digest = hashlib.sha256(" ".join((compiler(), *FLAGS, text)).encode())
-    for header in sorted([*folder().glob("*.h"), *folder().glob("*.cuh")]):
-        digest.update(header.read_bytes())
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    target = Path(root) / "tinytensor" / "simulator" / f"{digest.hexdigest()[:32]}.so"
+    macros = "".join(f"#define {key} {value}\n" for key, value in defines)
+    text = (
+        f'#include "sim.h"\n{macros}#line 1 "{file}"\n{source}\n#line 1 "glue"\n'
+        "namespace sim { struct Launch; void launch(void (*)(void**), Launch*); }\n"
+        '#pragma GCC diagnostic ignored "-Wall"\n' + "".join(glue)
+    )
+    before, after = _runtime()
+    digest = _digest(*flags, text, _headers(folder()), before, after)
+    target = cache_folder() / f"{digest}.so"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
-            path, built = Path(work) / "kernel.cpp", Path(work) / "kernel.so"
+            path, compiled, built = (Path(work) / f"kernel.{end}" for end in ("cpp", "o", "so"))
             path.write_text(text, encoding="utf-8")
-            command = [compiler(), *FLAGS, f"-I{folder()}", str(path), "-o", str(built)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"the simulator could not compile a kernel:\n{done.stderr}")
-            built.replace(target)  # at once: another process may be building the same
+            include = f"-I{folder()}"
+            _run([compiler(), *flags, include, "-c", str(path), "-o", str(compiled)])
+            # Without -fsanitize here: the hooks are sim.cpp's, not the sanitizer's own library.
+            _run([compiler(), "-shared", before, str(compiled), after, "-o", str(built)])
+            built.replace(target)
     return ctypes.CDLL(str(target))
+
+
+# --- launching: the structures of sim.cpp ---------------------------------------------------------
+
+
+class _Region(ctypes.Structure):
+    _fields_ = (
+        ("memory", ctypes.c_void_p),
+        ("bytes", ctypes.c_uint64),
+        ("writable", ctypes.c_uint64),
+    )
+
+
+class _Pointer(ctypes.Structure):
+    _fields_ = (
+        ("region", ctypes.c_int64),
+        ("offset", ctypes.c_uint64),
+        ("slot", ctypes.c_void_p),
+    )
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("seed", ctypes.c_uint32),
+        ("shared_bytes", ctypes.c_uint32),
+        ("region_count", ctypes.c_uint32),
+        ("pointer_count", ctypes.c_uint32),
+        ("counted_blocks", ctypes.c_uint32),
+        ("failed", ctypes.c_uint32),
+        ("regions", ctypes.c_void_p),
+        ("pointers", ctypes.c_void_p),
+        ("slots", ctypes.c_void_p),
+        ("message", ctypes.c_char_p),
+        ("room", ctypes.c_uint64),
+        ("log", ctypes.c_void_p),
+        ("log_size", ctypes.c_uint64),
+        ("log_used", ctypes.c_uint64),
+        ("fault_pc", ctypes.c_uint64),
+        ("other_pc", ctypes.c_uint64),
+        ("switches", ctypes.c_uint64),
+        ("stacks", ctypes.c_void_p),
+    )
+
+
+# An access to memory as sim.cpp logs it; kind: 1 a write, 2 shared memory.
+ACCESS = np.dtype(
+    [
+        ("address", np.uint64),
+        ("pc", np.uint32),
+        ("block", np.uint32),
+        ("thread", np.uint16),
+        ("bytes", np.uint8),
+        ("kind", np.uint8),
+        ("padding", np.uint32),
+    ]
+)
+
+switches = 0  # of fibers, in the last launch
+_stacks: int | None = None  # of the fibers: made by the first launch of the process
+
+
+class Observer(NamedTuple):
+    """Sees what the first `blocks` of every launch access: `see(name, log, needed, blocks,
+    threads)`.
+
+    `log` has room for `room` accesses, and `needed` is how many there were.
+    """
+
+    see: Callable[[str, np.ndarray[Any, Any], int, int, int], None]
+    blocks: int
+    room: int
+
+
+observer: Observer | None = None
 
 
 def launch(
@@ -77,37 +222,105 @@ def launch(
     name: str,
     grid: tuple[int, ...],
     block: tuple[int, ...],
-    arrays: Sequence[np.ndarray[Any, Any]],
+    arrays: Sequence[np.ndarray[Any, Any] | None],
     scalars: Sequence[float] = (),
-    seed: int = 0,
+    seed: int | None = None,
+    *,
+    defines: Defines = (),
+    shared_bytes: int = 0,
+    file: str = "kernel.cu",
 ) -> None:
-    """Run kernel `name` of `source`; raises SimulationError with the kernel, block and thread."""
-    parameters = signatures(source)[name]
+    """Run kernel `name` of `source`; raises SimulationError with the kernel, block, thread and
+    line.
+    """
+    global switches, _stacks
+    parameters = signatures(source, defines)[name]
     values = bind(name, parameters, arrays, scalars)
-    pointers = [p for p in parameters if p.pointer]
     # Each slot holds one argument; the simulator fills the pointers with its guarded copies.
-    slots = [
-        ctypes.create_string_buffer(
-            bytes(8) if p.pointer else SCALAR_TYPES[p.type](value).tobytes().ljust(8, b"\0"), 8
-        )
-        for p, value in zip(parameters, values, strict=True)
-    ]
-    # One more than the bytes, so that an empty array too has a sign: negative is read-only.
-    sizes = [
-        -(a.nbytes + 1) if p.const else a.nbytes + 1 for p, a in zip(pointers, arrays, strict=True)
-    ]
-    shape = [*grid, *(1,) * (3 - len(grid)), *block, *(1,) * (3 - len(block))]
-    message = ctypes.create_string_buffer(400)
-    count = len(arrays)
-    status = getattr(library(source), f"launch_{name}")(
-        (ctypes.c_uint * 6)(*shape),
-        ctypes.c_uint(seed),
-        ctypes.c_int(count),
-        (ctypes.c_void_p * count)(*(a.ctypes.data for a in arrays)),
-        (ctypes.c_longlong * count)(*sizes),
-        (ctypes.c_void_p * len(slots))(*(ctypes.addressof(s) for s in slots)),
-        message,
-        ctypes.c_size_t(len(message)),
+    words = (ctypes.c_uint64 * max(1, len(parameters)))()
+    slots = (ctypes.c_void_p * max(1, len(parameters)))()
+    for i, (p, value) in enumerate(zip(parameters, values, strict=True)):
+        slots[i] = ctypes.addressof(words) + 8 * i
+        if not p.pointer:
+            words[i] = int.from_bytes(np.asarray(value, TYPES[p.type]).tobytes(), "little")
+    slot_of = [slots[i] for i, p in enumerate(parameters) if p.pointer]
+    writable = [not p.const for p in parameters if p.pointer]
+    regions, pointers = _regions(arrays, writable, slot_of)
+    message = ctypes.create_string_buffer(500)
+    which = globals()["seed"] if seed is None else seed
+    log = np.empty(observer.room if observer else 0, ACCESS)
+    job = _Launch(
+        (*grid, *(1,) * (3 - len(grid))),
+        (*block, *(1,) * (3 - len(block))),
+        which % 2**32,
+        shared_bytes,
+        len(regions),
+        len(pointers),
+        observer.blocks if observer else 0,
+        0,
+        ctypes.addressof(regions),
+        ctypes.addressof(pointers),
+        ctypes.addressof(slots),
+        ctypes.cast(message, ctypes.c_char_p),
+        len(message),
+        log.ctypes.data,
+        len(log),
+        0,
+        0,
+        0,
+        0,
+        _stacks,
     )
-    if status:
-        raise SimulationError(f"{name}: {message.value.decode()} (seed {seed})")
+    loaded = library(source, defines, file, observer is not None)
+    getattr(loaded, f"launch_{name}")(ctypes.byref(job))
+    switches, _stacks = int(job.switches), job.stacks
+    if job.failed:
+        text = message.value.decode()
+        if job.fault_pc:
+            text += f"; at {line_of(loaded, job.fault_pc)}"
+        if job.other_pc:
+            text += f", the other at {line_of(loaded, job.other_pc)}"
+        raise SimulationError(f"{name}: {text} (seed {which})")
+    if observer:
+        blocks, threads = int(np.prod(grid)), int(np.prod(block))
+        observer.see(name, log, int(job.log_used), blocks, threads)
+
+
+def _regions(
+    arrays: Sequence[np.ndarray[Any, Any] | None], writable: Sequence[bool], slots: Sequence[Any]
+) -> tuple[Any, Any]:
+    """The memory to copy, arrays that overlap (a kernel in place, parts of one array) together."""
+    spans = sorted(
+        (array.ctypes.data, array.ctypes.data + array.nbytes, i)
+        for i, array in enumerate(arrays)
+        if array is not None
+    )
+    merged: list[list[int]] = []
+    region_of: dict[int, int] = {}
+    for begin, end, i in spans:
+        if not merged or begin >= merged[-1][1]:
+            merged.append([begin, end, 0])
+        merged[-1][1] = max(merged[-1][1], end)
+        merged[-1][2] |= writable[i]
+        region_of[i] = len(merged) - 1
+    regions = (_Region * max(1, len(merged)))(
+        *(_Region(begin, end - begin, write) for begin, end, write in merged)
+    )
+    pointers = (_Pointer * len(arrays))()
+    for i, array in enumerate(arrays):
+        pointers[i].region = region_of.get(i, -1)
+        pointers[i].slot = slots[i]
+        if array is not None:
+            pointers[i].offset = array.ctypes.data - merged[region_of[i]][0]
+    return regions, pointers
+
+
+def line_of(loaded: ctypes.CDLL, pc: int) -> str:
+    """File and line of an instruction, where binutils are installed; else its offset."""
+    tool = shutil.which("addr2line")
+    if tool is None:
+        return f"instruction {pc:#x}"
+    command = [tool, "-e", loaded._name, hex(pc - 1)]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    place = found.split(" ")[0]
+    return Path(place).name if place and not place.startswith("?") else f"instruction {pc:#x}"

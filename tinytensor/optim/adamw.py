@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..backend import Array, array_module
+from ..backend import Array, array_module, when_cupy_arrives
+from ..cuda import optimizer as cuda
+from ..cuda.device import SimArray
 from .optimizer import Group, Optimizer, Params
 
 
@@ -111,6 +113,34 @@ def _adamw_update_numpy(
     if weight_decay:
         value *= 1 - lr * weight_decay
     value -= scratch
+
+
+def _adamw_update_cuda(
+    value: Array,
+    gradient: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    scratch: Array,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    options: dict[str, Any] = {
+        "step": step, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
+    }  # fmt: skip
+    arrays = (value, gradient, exp_avg, exp_avg_sq)
+    if all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays):
+        factors = array_module(value).asarray(cuda.adamw_factors(**options))
+        cuda.adamw(*arrays, factors)
+    else:
+        value[...], exp_avg[...], exp_avg_sq[...] = adamw_reference(*arrays, **options)
+
+
+adamw_update.register(SimArray)(_adamw_update_cuda)
+when_cupy_arrives(lambda kind: adamw_update.register(kind, _adamw_update_cuda) and None)
 
 
 class _AdamFamily(Optimizer):

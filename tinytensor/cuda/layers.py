@@ -1,0 +1,250 @@
+"""The operations of `ops/network.py` and GELU on CUDA arrays, by kernels of our own.
+
+Each has the contract of the reference that it is registered for, and declines what its kernel does
+not take (other axes, other dtypes, wrong shapes, which the reference then refuses in a sentence).
+The launches are in `network.py` and `elementwise.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..autograd import Shape
+from ..backend import Array, DType, array_module
+from ..ops.elementwise import gelu
+from ..ops.network import (
+    NO_DRAW,
+    class_shares,
+    cross_entropy,
+    dropout,
+    embedding,
+    layer_norm,
+    linear_cross_entropy,
+    log_softmax,
+    reduced,
+    softmax,
+)
+from ..random import Draw
+from . import elementwise, network
+from .matmul import product
+from .operations import kernel_for
+from .rows import DTYPES, FLOAT32
+
+LOGITS = 1 << 26  # numbers of logits that linear_cross_entropy has in memory at a time
+
+
+def _rows_along(x: Array, axis: int) -> bool:
+    """Whether the kernels over rows take `x`: float32 or bfloat16, along its last axis."""
+    return x.dtype in DTYPES and x.ndim > 0 and axis in (-1, x.ndim - 1) and x.shape[-1] > 0
+
+
+@kernel_for(softmax)
+def cuda_softmax(x: Array, axis: int = -1) -> Any:
+    """exp(x) / Σ exp(x) along the last axis, in one read."""
+    if not _rows_along(x, axis):
+        return NotImplemented
+    y = network.softmax(x)
+    return y, lambda dy: network.softmax_backward(dy, y)
+
+
+@kernel_for(log_softmax)
+def cuda_log_softmax(x: Array, axis: int = -1) -> Any:
+    """x - log Σ exp(x) along the last axis, in one read."""
+    if not _rows_along(x, axis):
+        return NotImplemented
+    y = network.softmax(x, log=True)
+    return y, lambda dy: network.softmax_backward(dy, y, log=True)
+
+
+@kernel_for(layer_norm)
+def cuda_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: float = 1e-5) -> Any:
+    """Layer norm over the last axis."""
+    if ndim != 1 or not _rows_along(x, -1):
+        return NotImplemented
+    for scale in (weight, bias):
+        if scale is not None and (scale.shape != x.shape[-1:] or scale.dtype != x.dtype):
+            return NotImplemented
+    saved = network.layer_norm(x, weight, bias, eps=eps)
+    return saved.y, lambda dy: network.layer_norm_backward(
+        dy, saved, weight, dweight=weight is not None, dbias=bias is not None
+    )
+
+
+@kernel_for(gelu)
+def cuda_gelu(x: Array, approximate: str = "none") -> Any:
+    """x·Φ(x), exact or in the tanh form."""
+    if x.dtype not in DTYPES or approximate not in ("none", "tanh"):
+        return NotImplemented
+    y = elementwise.gelu(x, None, approximate)
+    return y, lambda dy: elementwise.gelu_backward(dy, x, None, approximate)
+
+
+@kernel_for(dropout)
+def cuda_dropout(x: Array, p: float = 0.5, draw: Draw = NO_DRAW) -> Any:
+    """x times the mask of `draw`, which is made again for the gradient."""
+    if x.dtype not in DTYPES or not 0 <= p < 1:
+        return NotImplemented
+    dtype = x.dtype
+    return elementwise.dropout(x, p, draw), lambda dy: elementwise.dropout(
+        dy.astype(dtype, copy=False), p, draw
+    )
+
+
+# --- embedding -----------------------------------------------------------------------------------
+
+
+@kernel_for(embedding)
+def cuda_embedding(weight: Array, ids: Array, padding_idx: int | None = None) -> Any:
+    """The rows `ids` of a table; nan for an id that is no row, since looking would mean waiting."""
+    if weight.ndim != 2 or weight.dtype not in DTYPES or str(ids.dtype) != "int64":
+        return NotImplemented
+    if type(ids) is not type(weight) or 0 in weight.shape or not weight.flags.c_contiguous:
+        return NotImplemented
+    ids = array_module(ids).ascontiguousarray(ids)
+    shape = weight.shape
+    return network.embedding(weight, ids), (
+        lambda dy: EmbeddingGradient(dy, ids, shape, padding_idx),
+        None,
+    )
+
+
+class EmbeddingGradient:
+    """The gradient of a table, which has as many rows as there were ids and zeros elsewhere."""
+
+    __slots__ = ("dtype", "dy", "ids", "padding_idx", "shape")
+
+    def __init__(self, dy: Array, ids: Array, shape: Shape, padding_idx: int | None) -> None:
+        self.dy, self.ids, self.padding_idx = dy, ids, padding_idx
+        self.shape: Shape = shape
+        self.dtype: DType = dy.dtype
+
+    def write_to(self, buffer: Array) -> None:
+        """buffer = gradient"""
+        buffer[...] = 0
+        self.add_to(buffer)
+
+    def add_to(self, buffer: Array) -> None:
+        """buffer += gradient"""
+        if buffer.dtype in DTYPES and buffer.flags.c_contiguous:
+            network.embedding_backward(
+                self.dy, self.ids, self.shape[0], out=buffer, padding_idx=self.padding_idx
+            )
+        else:
+            buffer += self.dense().astype(buffer.dtype)
+
+    def dense(self) -> Array:
+        """The gradient as an array of its own."""
+        return network.embedding_backward(
+            self.dy, self.ids, self.shape[0], padding_idx=self.padding_idx
+        )
+
+
+# --- cross-entropy -------------------------------------------------------------------------------
+
+
+def _classes(logits_dtype: DType, target: Array, weight: Array, smoothing: float) -> bool:
+    """Whether the kernels take these (smoothing needs Σ weight, which would mean waiting)."""
+    return (
+        logits_dtype in DTYPES
+        and str(target.dtype) == "int64"
+        and 0 <= smoothing <= 1
+        and (weight is None or not smoothing)
+    )
+
+
+@kernel_for(cross_entropy)
+def cuda_cross_entropy(
+    logits: Array,
+    target: Array,
+    weight: Array,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:
+    """Losses in one read of the logits; their gradient is one more, from the log-sum-exps."""
+    if not _rows_along(logits, -1) or not _classes(logits.dtype, target, weight, label_smoothing):
+        return NotImplemented
+    if type(target) is not type(logits) or reduction not in ("none", "sum", "mean"):
+        return NotImplemented
+    xp = array_module(logits)
+    _, _, _, share = class_shares(
+        "cross_entropy", logits.shape, FLOAT32, target, weight, ignore_index
+    )
+    flat = xp.ascontiguousarray(logits).reshape(-1, logits.shape[-1])
+    classes = xp.ascontiguousarray(target).reshape(-1)
+    options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    losses, totals = network.cross_entropy(flat, classes, weight, **options)
+    y, per_row = reduced(losses.reshape(target.shape), share, reduction)
+
+    def dlogits(dy: Array) -> Array:
+        scale = xp.ascontiguousarray(per_row(dy.astype(FLOAT32)).astype(FLOAT32)).reshape(-1)
+        found = network.cross_entropy_gradient(
+            flat, totals, classes, weight, scale=scale, **options
+        )
+        return found.reshape(logits.shape)
+
+    return y.astype(logits.dtype, copy=False), (dlogits, None, None)
+
+
+@kernel_for(linear_cross_entropy)
+def cuda_linear_cross_entropy(
+    x: Array,
+    weight: Array,
+    bias: Array,
+    target: Array,
+    class_weight: Array,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    block: int | None = None,
+) -> Any:
+    """The logits of some rows at a time; backward makes them again, and their gradient in place."""
+    if not _rows_along(x, -1) or not _classes(x.dtype, target, class_weight, label_smoothing):
+        return NotImplemented
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or 0 in x.shape or 0 in weight.shape:
+        return NotImplemented
+    if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
+        return NotImplemented
+    if type(target) is not type(x) or reduction not in ("none", "sum", "mean"):
+        return NotImplemented
+    xp, (V, C) = array_module(x), weight.shape
+    shape = (*x.shape[:-1], V)
+    _, _, _, share = class_shares(
+        "linear_cross_entropy", shape, FLOAT32, target, class_weight, ignore_index
+    )
+    rows, classes = x.reshape(-1, C), xp.ascontiguousarray(target).reshape(-1)
+    step = block or max(1, LOGITS // V)
+    parts = [slice(i, i + step) for i in range(0, len(rows), step)]
+    options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+
+    def logits_of(part: slice) -> Array:
+        return product(rows[part], weight.swapaxes(0, 1), bias=bias)
+
+    found = [
+        network.cross_entropy(logits_of(part), classes[part], class_weight, **options)
+        for part in parts
+    ]
+    losses = xp.concatenate([losses for losses, _ in found])
+    y, per_row = reduced(losses.reshape(x.shape[:-1]), share, reduction)
+
+    def vjp(dy: Array) -> tuple[Any, ...]:
+        scale = xp.ascontiguousarray(per_row(dy.astype(FLOAT32)).astype(FLOAT32)).reshape(-1)
+        dx = xp.empty(rows.shape, x.dtype)
+        dweight = xp.zeros((V, C), FLOAT32)
+        dbias = None if bias is None else xp.zeros(V, FLOAT32)
+        for part, (_, totals) in zip(parts, found, strict=True):
+            logits = logits_of(part)
+            dlogits = network.cross_entropy_gradient(
+                logits, totals, classes[part], class_weight, out=logits,
+                scale=scale if len(scale) == 1 else scale[part], **options,
+            )  # fmt: skip
+            product(dlogits, weight, out=dx[part])
+            product(dlogits.swapaxes(0, 1), rows[part], out=dweight, accumulate=True)
+            if dbias is not None:
+                network.column_sum(dlogits, out=dbias, accumulate=True)
+        return dx.reshape(x.shape), dweight, dbias, None, None
+
+    return y.astype(x.dtype, copy=False), vjp
+
+
+__all__ = ["EmbeddingGradient"]

@@ -1,0 +1,435 @@
+"""Matrix products on CUDA arrays: which kernel, which tile, how many parts of k.
+
+`product(a, b)` is what the operations call: any shapes, strides and batch axes, bias and GELU in
+the same kernel, added to what is there if wanted. `ladder(name, a, b)` runs one rung of the study
+ladder in `kernels/matmul.cu`. Read the headers of `kernels/matmul_mma.cu` and
+`kernels/matmul_plain.cu`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backend import Array, array_module, bfloat16
+from .kernels import Defines, launch
+from .views import forward_strided, is_aligned, strides, window
+
+__all__ = [
+    "LADDER",
+    "VARIANTS",
+    "Tile",
+    "get_float32_matmul_precision",
+    "ladder",
+    "product",
+    "set_float32_matmul_precision",
+]
+
+FLOAT32 = np.dtype(np.float32)
+DTYPES = (FLOAT32, bfloat16)
+
+# What an epilogue does: the constants of kernels/matmul.cuh.
+ADD_TO_C, BIAS, GELU, SAVE, PAIRS = 1, 2, 4, 8, 16
+
+# Rung of the ladder -> rows and columns of C that a block of 16 × 16 threads makes.
+LADDER = {
+    "matmul_naive": 16,
+    "matmul_tiled": 16,
+    "matmul_register_tiled": 64,
+    "matmul_vectorised": 128,
+}
+
+
+class Tile(NamedTuple):
+    """Rows and columns of C that a block makes, and slots of shared memory (tensor cores only)."""
+
+    m: int
+    n: int
+    stages: int = 3
+
+    @property
+    def shared_bytes(self) -> int:
+        """128 bytes of k of each row of A and each column of B, in every slot."""
+        return 128 * (self.m + self.n) * self.stages
+
+
+LARGE, MIDDLE, SMALL = Tile(128, 256), Tile(128, 128), Tile(64, 64)
+
+# Source -> the variants that are compiled to see that all of them do; in use there are more.
+VARIANTS: dict[str, tuple[Defines, ...]] = {
+    "matmul_mma.cu": tuple(
+        (
+            *(("real", real), ("out", out), ("TILE_M", tile.m), ("TILE_N", tile.n)),
+            *(
+                ("STAGES", tile.stages),
+                ("TRANSPOSE_A", a),
+                ("TRANSPOSE_B", b),
+                ("ALIGNED", aligned),
+            ),
+        )
+        for real, out, tile, a, b, aligned in (
+            ("bf16", "bf16", LARGE, 0, 1, 1),  # x Wᵀ
+            ("bf16", "bf16", LARGE, 0, 0, 1),  # dy W
+            ("bf16", "float", MIDDLE, 1, 0, 1),  # dyᵀ x
+            ("bf16", "bf16", SMALL, 1, 1, 0),
+            ("float", "float", LARGE, 0, 1, 1),
+            ("float", "float", MIDDLE, 1, 0, 1),
+            ("float", "float", SMALL, 0, 0, 0),
+        )
+    ),
+    "matmul_plain.cu": tuple(
+        (("real", real), ("out", real), ("TILE", side))
+        for real, side in (("float", 128), ("float", 64), ("bf16", 128))
+    ),
+}
+WORTH_A_PART = 512  # of k: shorter parts cost more in partial sums than they fill the device
+MOST_PARTS = 32
+
+_precision = "highest"
+
+
+def set_float32_matmul_precision(precision: str) -> None:
+    """ "highest": float32 products in float32. "high" or "medium": in TF32, on tensor cores.
+
+    TF32 keeps 10 bits of fraction of each factor and adds in float32: some 1e-3 of relative error.
+    Raises ValueError for another word.
+    """
+    global _precision
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(
+            f"set_float32_matmul_precision: {precision!r} is unknown; use 'highest' (float32), or "
+            "'high' or 'medium' (TF32 on CUDA devices)"
+        )
+    _precision = precision
+
+
+def get_float32_matmul_precision() -> str:
+    """What `set_float32_matmul_precision` was given last."""
+    return _precision
+
+
+def ladder(name: str, a: Array, b: Array, seed: int | None = None) -> Array:
+    """a @ b of two contiguous float32 matrices by the kernel `name` of the study ladder."""
+    if name not in LADDER:
+        raise ValueError(f"matmul: there is no rung {name!r}; there are {', '.join(LADDER)}")
+    _check(a, b)
+    (m, k), n = a.shape, b.shape[1]
+    c = array_module(a).empty((m, n), FLOAT32)
+    side = LADDER[name]
+    launch(name, (-(-n // side), -(-m // side)), (16, 16), [c, a, b], [m, n, k], seed=seed)
+    return c
+
+
+def product(
+    a: Array,
+    b: Array,
+    *,
+    out: Array = None,
+    accumulate: bool = False,
+    bias: Array = None,
+    gelu: bool = False,
+    before: Array = None,
+    dtype: Any = None,
+    tensor_cores: bool | None = None,
+    tile: Tile | None = None,
+    parts: int | None = None,
+    seed: int | None = None,
+) -> Array:
+    """gelu(a @ b + bias), a (..., m, k) and b (..., k, n) with leading axes that broadcast.
+
+    a and b have one dtype, float32 or bfloat16, and any strides (a transposed view costs nothing);
+    sums are float32. The result is `out` if given, else a new array of `dtype` (a's own unless
+    given); with `accumulate` it is added to `out`. `before` (…, m, n) receives what GELU is given,
+    for the backward pass. `tensor_cores`, `tile` and `parts` (of k, each summed by itself and
+    then added in order) are chosen by shape and device unless given; `seed` orders the simulator.
+
+    Raises ValueError for shapes that do not fit, TypeError for dtypes.
+    """
+    _check(a, b)
+    xp = array_module(a, b)
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    if out is None:
+        if accumulate:
+            raise ValueError("matmul: accumulate adds to `out`, but there is none")
+        out = xp.empty((*batch, m, n), dtype or a.dtype)
+    _check_outputs(a, (*batch, m, n), out, bias, gelu, before, accumulate)
+    if 0 in out.shape:
+        return out
+    if k == 0:  # a launch needs at least one element of each matrix to point at
+        a, b, k = xp.zeros((m, 1), a.dtype), xp.zeros((1, n), a.dtype), 1
+    what = (
+        (ADD_TO_C if accumulate else 0)
+        | (BIAS if bias is not None else 0)
+        | (GELU if gelu else 0)
+        | (SAVE if before is not None else 0)
+    )
+    a, b = _readable(a), _readable(b)
+    a = xp.broadcast_to(a, (*batch, *a.shape[-2:]))
+    b = xp.broadcast_to(b, (*batch, *b.shape[-2:]))
+    axes = _batch_axes(a, b, out)
+    if tensor_cores is None:
+        tensor_cores = a.dtype == bfloat16 or _precision != "highest"
+        tensor_cores = tensor_cores and limits(xp).tensor_cores
+    if tile is None:
+        tile = _choose_tile(m, n, math.prod(batch), xp, tensor_cores)
+    if parts is None:
+        parts = _choose_parts(m, n, k, math.prod(batch), tile, xp)
+    step = 128 // a.itemsize
+    k_part = max(step, -(-k // parts // step) * step)
+    parts = -(-k // k_part)
+    run = _Product(tensor_cores, tile, k_part, parts, what, seed)
+
+    # The kernels count two axes of the batch; those before are counted here.
+    *earlier, outer, inner = [(1, 0, 0, 0), (1, 0, 0, 0), *axes]
+    for index in itertools.product(*(range(axis[0]) for axis in earlier)):
+        places = [
+            sum(i * axis[x] for i, axis in zip(index, earlier, strict=True)) for x in (1, 2, 3)
+        ]
+        run(a, b, out, bias, before, places, (outer, inner))
+    return out
+
+
+# --- launching -----------------------------------------------------------------------------------
+
+Axis = tuple[int, int, int, int]  # of the batch: length, and strides in a, b and c
+
+
+class _Product(NamedTuple):
+    tensor_cores: bool
+    tile: Tile
+    k_part: int
+    parts: int
+    what: int
+    seed: int | None
+
+    def __call__(
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        bias: Array,
+        before: Array,
+        places: list[int],
+        axes: tuple[Axis, Axis],
+    ) -> None:
+        """One launch: matrices that begin `places` elements into a, b and out, and the batch."""
+        (m, k), n = a.shape[-2:], b.shape[-1]
+        flat_a, flat_b = window(a)[places[0] :], window(b)[places[1] :]
+        flat_c = window(out)[places[2] :]
+        flat_before = None if before is None else window(before)[places[2] :]
+        xp = array_module(a)
+        (outer, a_outer, b_outer, c_outer), (inner, a_inner, b_inner, c_inner) = axes
+        batch, ldc = outer * inner, strides(out)[-2] or n
+        what, target, part_stride = self.what, flat_c, 0
+        if self.parts > 1:
+            target = xp.empty(batch * self.parts * m * n, np.float32)
+            c_outer, c_inner, part_stride = inner * self.parts * m * n, self.parts * m * n, m * n
+            what, ldc = 0, n
+        if is_aligned(target, (ldc, c_outer, c_inner, part_stride), 2) and (
+            before is None or is_aligned(flat_before, (), 2)
+        ):
+            what |= PAIRS
+        strides_of_batch = [inner, a_outer, a_inner, b_outer, b_inner, c_outer, c_inner]
+        rest = [*strides_of_batch, self.k_part, part_stride, what]
+        grid = (batch * -(-m // self.tile.m) * -(-n // self.tile.n), self.parts)
+        whole = self.parts == 1
+        arrays = [target, flat_before if whole else None, flat_a, flat_b, bias if whole else None]
+        types = (("real", _name(a.dtype)), ("out", _name(target.dtype)))
+        if self.tensor_cores:
+            transpose_a, lda = _orientation(a)
+            transpose_b, ldb = _orientation(b)
+            aligned = is_aligned(flat_a, (lda, a_outer, a_inner)) and is_aligned(
+                flat_b, (ldb, b_outer, b_inner)
+            )
+            defines = (
+                *types,
+                ("TILE_M", self.tile.m),
+                ("TILE_N", self.tile.n),
+                ("STAGES", self.tile.stages),
+                ("TRANSPOSE_A", int(transpose_a)),
+                ("TRANSPOSE_B", int(transpose_b)),
+                ("ALIGNED", int(aligned)),
+            )
+            launch(
+                "matmul_mma",
+                grid,
+                (256,),
+                arrays,
+                [m, n, k, lda, ldb, ldc, *rest],
+                defines=defines,
+                shared_bytes=self.tile.shared_bytes,
+                seed=self.seed,
+            )
+        else:
+            steps = [*strides(a)[-2:], *strides(b)[-2:]]
+            launch(
+                "matmul_plain",
+                grid,
+                (256,),
+                arrays,
+                [m, n, k, *steps, ldc, *rest],
+                defines=(*types, ("TILE", self.tile.m)),
+                seed=self.seed,
+            )
+        if not whole:
+            self._add_parts(target, flat_c, bias, flat_before, (m, n), axes, strides(out)[-2] or n)
+
+    def _add_parts(
+        self,
+        target: Array,
+        c: Array,
+        bias: Array,
+        before: Array,
+        shape: tuple[int, int],
+        axes: tuple[Axis, Axis],
+        ldc: int,
+    ) -> None:
+        m, n = shape
+        (outer, _, _, c_outer), (inner, _, _, c_inner) = axes
+        real = c.dtype if bias is None else bias.dtype
+        for i, j in itertools.product(range(outer), range(inner)):
+            at, size = i * c_outer + j * c_inner, self.parts * m * n
+            start = (i * inner + j) * size
+            launch(
+                "matmul_add_parts",
+                (-(-m * n // 256),),
+                (256,),
+                [
+                    c[at:],
+                    None if before is None else before[at:],
+                    target[start : start + size],
+                    bias,
+                ],
+                [m, n, self.parts, ldc, self.what],
+                defines=(("real", _name(real)), ("out", _name(c.dtype))),
+                seed=self.seed,
+            )
+
+
+def _orientation(x: Array) -> tuple[bool, int]:
+    """Whether the last two axes lie the other way round, and the step from row to row of memory."""
+    rows, columns = x.shape[-2:]
+    down, across = strides(x)[-2:]
+    if columns > 1 and across != 1:
+        return True, across
+    if columns == 1 and rows > 1 and down == 1:
+        return True, 0
+    return False, down
+
+
+def _readable(x: Array) -> Array:
+    """`x`, or a copy of it where no kernel can read it as it lies."""
+    steps = strides(x)[-2:]
+    if forward_strided(x) and (1 in steps or max(x.shape[-2:]) == 1):
+        return x
+    return array_module(x).ascontiguousarray(x)
+
+
+def _batch_axes(a: Array, b: Array, out: Array) -> list[Axis]:
+    """The leading axes, neighbours that are evenly spaced in all three arrays made one."""
+    axes: list[Axis] = []
+    for axis in zip(
+        out.shape[:-2], strides(a)[:-2], strides(b)[:-2], strides(out)[:-2], strict=True
+    ):
+        if axis[0] == 1:
+            continue
+        if axes and all(axes[-1][i] == axis[0] * axis[i] for i in (1, 2, 3)):
+            axes[-1] = (axes[-1][0] * axis[0], *axis[1:])
+        else:
+            axes.append(axis)
+    return axes
+
+
+def _name(dtype: Any) -> str:
+    return "float" if dtype == FLOAT32 else "bf16"
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+class Limits(NamedTuple):
+    processors: int
+    tensor_cores: bool
+    shared_bytes: int
+
+
+def limits(xp: Any) -> Limits:
+    """What the current device of `xp` has."""
+    if xp is np:  # NumPy arrays run in the simulator too; the device is that of "cuda-sim"
+        xp = importlib.import_module("tinytensor.cuda.device").sim
+    return _limits(xp, int(xp.cuda.Device().id))
+
+
+@cache
+def _limits(xp: Any, number: int) -> Limits:
+    device = xp.cuda.Device(number)
+    found = device.attributes  # CuPy asks the driver for some hundred of them
+    return Limits(
+        found["MultiProcessorCount"],
+        int(device.compute_capability) >= 80,
+        found["MaxSharedMemoryPerBlockOptin"],
+    )
+
+
+def _choose_tile(m: int, n: int, batch: int, xp: Any, tensor_cores: bool) -> Tile:
+    """The largest tile of which there are still enough to give every multiprocessor one."""
+    device = limits(xp)
+    for tile in (LARGE, MIDDLE) if tensor_cores else (MIDDLE,):
+        enough = -(-m // tile.m) * -(-n // tile.n) * batch >= device.processors
+        if enough and tile.shared_bytes <= device.shared_bytes and m > 64 and n > 64:
+            return tile
+    return SMALL if m * n <= 128 * 128 or min(m, n) <= 64 else MIDDLE
+
+
+def _choose_parts(m: int, n: int, k: int, batch: int, tile: Tile, xp: Any) -> int:
+    """How many blocks share the sum of one tile: as many as it takes to fill the device twice."""
+    tiles = -(-m // tile.m) * -(-n // tile.n) * batch
+    return max(1, min(2 * limits(xp).processors // tiles, k // WORTH_A_PART, MOST_PARTS))
+
+
+# --- checking ------------------------------------------------------------------------------------
+
+
+def _check(a: Array, b: Array) -> None:
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"matmul: {a.shape} @ {b.shape} is no product of matrices")
+    if a.dtype != b.dtype or a.dtype not in DTYPES:
+        raise TypeError(
+            f"matmul: the CUDA kernels multiply float32 by float32 or bfloat16 by bfloat16, not "
+            f"{a.dtype} by {b.dtype}"
+        )
+
+
+def _check_outputs(
+    a: Array,
+    shape: tuple[int, ...],
+    out: Array,
+    bias: Array,
+    gelu: bool,
+    before: Array,
+    accumulate: bool,
+) -> None:
+    if out.shape != shape or out.dtype not in DTYPES or strides(out)[-1] not in (0, 1):
+        raise ValueError(
+            f"matmul: out must be {shape}, float32 or bfloat16, with contiguous rows; it is "
+            f"{out.shape}, {out.dtype}, strides {strides(out)}"
+        )
+    if bias is not None and (bias.shape != shape[-1:] or bias.dtype != a.dtype):
+        raise ValueError(
+            f"matmul: the bias must be {shape[-1:]}, {a.dtype}; it is {bias.shape}, {bias.dtype}"
+        )
+    if before is not None and (
+        before.shape != shape or before.dtype != out.dtype or strides(before) != strides(out)
+    ):
+        raise ValueError(
+            f"matmul: `before` must be like out, {shape}, {out.dtype}; it is {before.shape}, "
+            f"{before.dtype}"
+        )
+    if accumulate and (gelu or before is not None):
+        raise ValueError("matmul: accumulate adds plain products; it does not go with gelu")

@@ -1,0 +1,478 @@
+"""Softmax, layer norm, cross-entropy and embedding on CUDA arrays: shapes, variants, and launches.
+
+Each function is one operation on contiguous float32 or bfloat16 arrays, forward or backward; the
+`.cu` file of the same name says what it computes. `plan` (threads a row) is chosen by width unless
+given; `seed` orders the simulator.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backend import Array, array_module
+from .kernels import launch
+from .rows import (
+    FLOAT32,
+    Plan,
+    choose,
+    contiguous,
+    count_of,
+    element,
+    flat_variant,
+    processors,
+    variant,
+)
+from .views import is_aligned
+
+__all__ = [
+    "LayerNorm",
+    "column_sum",
+    "cross_entropy",
+    "cross_entropy_gradient",
+    "embedding",
+    "embedding_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "linear_cross_entropy_gradient",
+    "linear_cross_entropy_loss",
+    "linear_cross_entropy_part",
+    "softmax",
+    "softmax_backward",
+]
+
+MOST_ROWS = 2**31 - 1
+CHUNK = 64  # sorted ids of a warp: kernels/embedding.cu
+
+
+def _rows(name: str, x: Array) -> tuple[int, int]:
+    columns = x.shape[-1]
+    rows = count_of(x) // columns if columns else 0
+    if rows > MOST_ROWS:
+        raise ValueError(f"{name}: {rows} rows are more than a launch can have, {MOST_ROWS}")
+    return rows, columns
+
+
+# --- softmax -------------------------------------------------------------------------------------
+
+
+def softmax(
+    x: Array,
+    *,
+    log: bool = False,
+    causal: bool = False,
+    visible: Array = None,
+    bias: Array = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+) -> Array:
+    """softmax(x) or log_softmax(x) over the last axis, at most one mask applied first.
+
+    `causal`: x (..., queries, keys), query i sees keys 0 … i. `visible`: booleans, `bias`:
+    numbers like x; (rows, columns) for the last rows of x, repeated for the axes before.
+    """
+    mask = 1 if causal else 2 if visible is not None else 3 if bias is not None else 0
+    if log and mask:
+        raise ValueError("log_softmax: the CUDA kernel takes no mask")
+    x = contiguous(x)
+    rows, columns = _rows("softmax", x)
+    y = array_module(x).empty(x.shape, x.dtype)
+    plan = plan or choose(columns, x.dtype)
+    mask_rows = 1
+    for array in (visible, bias):
+        if array is not None:
+            mask_rows = count_of(array) // max(1, columns)
+            if tuple(array.shape[-1:]) != (columns,) or not mask_rows or rows % mask_rows:
+                raise ValueError(
+                    f"softmax: a mask {tuple(array.shape)} does not repeat over rows "
+                    f"{tuple(x.shape)}"
+                )
+    seen = None if visible is None else contiguous(visible).view(np.uint8)
+    added = None if bias is None else contiguous(bias.astype(x.dtype, copy=False))
+    queries = x.shape[-2] if causal and x.ndim > 1 else 1
+    launch(
+        "softmax_forward",
+        (plan.blocks(rows),),
+        (plan.threads,),
+        [y, x, seen, added],
+        [rows, columns, queries, mask_rows],
+        seed,
+        defines=variant(plan, columns, y, x, added, LOG=int(log), MASK=mask),
+    )
+    return y
+
+
+def softmax_backward(
+    dy: Array, y: Array, *, log: bool = False, plan: Plan | None = None, seed: int = 0
+) -> Array:
+    """dx of `softmax`, from what it returned."""
+    y, dy = contiguous(y), contiguous(dy.astype(y.dtype, copy=False))
+    rows, columns = _rows("softmax", y)
+    dx = array_module(y).empty(y.shape, y.dtype)
+    plan = plan or choose(columns, y.dtype)
+    defines = variant(plan, columns, dx, dy, y, LOG=int(log))
+    launch(
+        "softmax_backward",
+        (plan.blocks(rows),),
+        (plan.threads,),
+        [dx, dy, y],
+        [rows, columns],
+        seed,
+        defines=defines,
+    )
+    return dx
+
+
+# --- sums over rows ------------------------------------------------------------------------------
+
+
+def column_sum(
+    x: Array,
+    *,
+    out: Array = None,
+    accumulate: bool = False,
+    dtype: Any = None,
+    slices: int | None = None,
+    seed: int = 0,
+) -> Array:
+    """Σ over rows of x (rows, C): a new array, or `out` (= or, with `accumulate`, +=)."""
+    xp = array_module(x)
+    rows, C = x.shape
+    if out is None:
+        out, accumulate = xp.empty(C, dtype or x.dtype), False
+    if not rows:
+        if not accumulate:
+            out[...] = 0
+        return out
+    columns_of_block = 512 // x.itemsize
+    across = -(-C // columns_of_block)
+    if slices is None:
+        slices = max(1, min(4 * processors(xp) // max(1, across), rows // 64))
+    each = -(-rows // slices)
+    slices = -(-rows // each)
+
+    def run(into: Array, source: Array, parts: int, of_part: int, add: bool) -> None:
+        width = 512 // source.itemsize
+        aligned = is_aligned(source, (C,))
+        launch(
+            "column_sum",
+            (-(-C // width), parts),
+            (256,),
+            [into, source],
+            [source.shape[0], C, of_part, int(add)],
+            seed,
+            defines=(
+                ("real", element(source.dtype)),
+                ("into", element(into.dtype)),
+                ("ALIGNED", int(aligned)),
+            ),
+        )
+
+    if slices == 1:
+        run(out, x, 1, rows, accumulate)
+    else:
+        sums = xp.empty((slices, C), FLOAT32)
+        run(sums, x, slices, each, False)
+        run(out, sums, 1, slices, accumulate)
+    return out
+
+
+# --- layer norm ----------------------------------------------------------------------------------
+
+
+class LayerNorm(NamedTuple):
+    """What `layer_norm` returns; `total` is x itself where no branch was added."""
+
+    y: Array
+    total: Array
+    mean: Array
+    rstd: Array
+
+
+def layer_norm(
+    x: Array,
+    weight: Array = None,
+    bias: Array = None,
+    *,
+    branch: Array = None,
+    eps: float = 1e-5,
+    plan: Plan | None = None,
+    seed: int = 0,
+) -> LayerNorm:
+    """Layer norm of x (..., C), or of x + `branch`; weight (C,) and bias (C,) are optional."""
+    xp, x = array_module(x), contiguous(x)
+    rows, C = _rows("layer_norm", x)
+    y = xp.empty(x.shape, x.dtype)
+    total = x if branch is None else xp.empty(x.shape, x.dtype)
+    mean, rstd = xp.empty(rows, FLOAT32), xp.empty(rows, FLOAT32)
+    if branch is not None:
+        branch = contiguous(branch.astype(x.dtype, copy=False))
+    weight, bias = (
+        None if a is None else contiguous(a.astype(x.dtype, copy=False)) for a in (weight, bias)
+    )
+    plan = plan or choose(C, x.dtype)
+    written = None if branch is None else total
+    launch(
+        "layer_norm_forward",
+        (plan.blocks(rows),),
+        (plan.threads,),
+        [y, written, mean, rstd, x, branch, weight, bias],
+        [rows, C, eps],
+        seed,
+        defines=variant(
+            plan, C, y, x, branch, weight, bias, written, RESIDUAL=int(branch is not None)
+        ),
+    )
+    return LayerNorm(y, total, mean, rstd)
+
+
+def layer_norm_backward(
+    dy: Array,
+    saved: LayerNorm,
+    weight: Array = None,
+    *,
+    dtotal: Array = None,
+    dweight: bool = True,
+    dbias: bool = True,
+    blocks: int | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+) -> tuple[Array, Array, Array]:
+    """(dx, dweight, dbias), None for those not asked for; dx is the branch's gradient as well.
+
+    `dtotal` is the gradient of `total` that comes past the norm; it is added to dx.
+    """
+    x, xp = saved.total, array_module(saved.total)
+    dy = contiguous(dy.astype(x.dtype, copy=False))
+    if dtotal is not None:
+        dtotal = contiguous(dtotal.astype(x.dtype, copy=False))
+    if weight is not None:
+        weight = contiguous(weight.astype(x.dtype, copy=False))
+    rows, C = _rows("layer_norm", x)
+    dx = xp.empty(x.shape, x.dtype)
+    plan = plan or choose(C, x.dtype)
+    if blocks is None:
+        blocks = processors(xp) * max(1, 1024 // plan.threads)
+    blocks = min(blocks, plan.blocks(rows))
+    teams = blocks * plan.rows_of_block
+    shares = [xp.empty((teams, C), FLOAT32) if wanted else None for wanted in (dweight, dbias)]
+    launch(
+        "layer_norm_backward",
+        (blocks,),
+        (plan.threads,),
+        [dx, *shares, dy, dtotal, x, weight, saved.mean, saved.rstd],
+        [rows, C],
+        seed,
+        defines=variant(plan, C, dx, dy, dtotal, x, weight),
+    )
+    # A team that had no row wrote nothing if rows are not held.
+    used = teams if plan.each else min(teams, rows)
+    sums = [None if s is None else column_sum(s[:used], dtype=x.dtype, seed=seed) for s in shares]
+    return dx, sums[0], sums[1]
+
+
+# --- cross-entropy -------------------------------------------------------------------------------
+
+
+def cross_entropy(
+    logits: Array,
+    targets: Array,
+    weight: Array = None,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    gradient: Array = None,
+    scale: Array = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+) -> tuple[Array, Array]:
+    """(losses, log-sum-exps) of logits (rows, V) for targets (rows,), float32.
+
+    With `gradient` (rows, V), which may be `logits` itself, also dlogits times `scale`, an array of
+    one number or of one a row, in the same launch.
+    """
+    xp = array_module(logits)
+    rows, V = logits.shape
+    losses, totals = xp.empty(rows, FLOAT32), xp.empty(rows, FLOAT32)
+    if weight is not None:
+        weight = contiguous(weight.astype(logits.dtype, copy=False))
+    if gradient is not None and scale is None:
+        scale = xp.ones(1, FLOAT32)
+    plan = plan or choose(V, logits.dtype)
+    launch(
+        "cross_entropy",
+        (plan.blocks(rows),),
+        (plan.threads,),
+        [losses, totals, gradient, logits, targets, weight, scale],
+        [_step(scale, rows), rows, V, ignore_index, label_smoothing],
+        seed,
+        defines=variant(plan, V, logits, gradient),
+    )
+    return losses, totals
+
+
+def _step(scale: Array, rows: int) -> int:
+    """How far apart the scales of neighbouring rows are: 0 if there is one for all."""
+    if scale is not None and count_of(scale) not in (1, rows):
+        raise ValueError(f"cross_entropy: {count_of(scale)} scales for {rows} rows; 1 or one a row")
+    return 0 if scale is None or count_of(scale) == 1 else 1
+
+
+def cross_entropy_gradient(
+    logits: Array,
+    log_sum_exps: Array,
+    targets: Array,
+    weight: Array = None,
+    *,
+    scale: Array,
+    weights: float | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    out: Array = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+) -> Array:
+    """dlogits times `scale`, from what `cross_entropy` returned; `weights` is Σ weight, or V."""
+    rows, V = logits.shape
+    if out is None:
+        out = array_module(logits).empty(logits.shape, logits.dtype)
+    if weight is not None:
+        weight = contiguous(weight.astype(logits.dtype, copy=False))
+    plan = plan or choose(V, logits.dtype)
+    launch(
+        "cross_entropy_gradient",
+        (plan.blocks(rows),),
+        (plan.threads,),
+        [out, logits, log_sum_exps, targets, weight, scale],
+        [
+            _step(scale, rows),
+            rows,
+            V,
+            ignore_index,
+            label_smoothing,
+            V if weights is None else weights,
+        ],
+        seed,
+        defines=variant(plan, V, logits, out),
+    )
+    return out
+
+
+def linear_cross_entropy_part(
+    state: tuple[Array, Array, Array],
+    logits: Array,
+    targets: Array,
+    first: int,
+    *,
+    plan: Plan | None = None,
+    seed: int = 0,
+) -> None:
+    """Bring (largest, total, at_target), each (rows,) float32, up to date with the logits of
+    classes first, first + 1, …; part 0 begins them, and `at_target` is to hold nan before.
+    """
+    rows, columns = logits.shape
+    plan = plan or choose(columns, logits.dtype)
+    launch(
+        "linear_cross_entropy_part",
+        (plan.blocks(rows),),
+        (plan.threads,),
+        [*state, logits, targets],
+        [rows, columns, first],
+        seed,
+        defines=variant(plan, columns, logits),
+    )
+
+
+def linear_cross_entropy_loss(
+    state: tuple[Array, Array, Array], targets: Array, ignore_index: int = -100, seed: int = 0
+) -> tuple[Array, Array]:
+    """(losses, log-sum-exps) after the last part."""
+    xp, rows = array_module(targets), targets.shape[0]
+    losses, totals = xp.empty(rows, FLOAT32), xp.empty(rows, FLOAT32)
+    arrays = [losses, totals, *state, targets]
+    grid, block = (-(-rows // 128),), (128,)
+    launch("linear_cross_entropy_loss", grid, block, arrays, [rows, ignore_index], seed)
+    return losses, totals
+
+
+def linear_cross_entropy_gradient(
+    logits: Array,
+    log_sum_exps: Array,
+    targets: Array,
+    first: int,
+    *,
+    scale: Array,
+    ignore_index: int = -100,
+    plan: Plan | None = None,
+    seed: int = 0,
+) -> None:
+    """Turn a part's logits, in place, into scale · (p - [class is the target])."""
+    rows, columns = logits.shape
+    plan = plan or choose(columns, logits.dtype)
+    launch(
+        "linear_cross_entropy_gradient",
+        (plan.blocks(rows),),
+        (plan.threads,),
+        [logits, log_sum_exps, targets, scale],
+        [_step(scale, rows), rows, columns, first, ignore_index],
+        seed,
+        defines=variant(plan, columns, logits),
+    )
+
+
+# --- embedding -----------------------------------------------------------------------------------
+
+
+def embedding(weight: Array, ids: Array, seed: int = 0) -> Array:
+    """weight[ids]: weight (V, C), ids (...) int64 -> (..., C); nan for an id out of range."""
+    xp, (V, C) = array_module(weight), weight.shape
+    y, n = xp.empty((*ids.shape, C), weight.dtype), count_of(ids)
+    defines = flat_variant(y, weight, ALIGNED=int(is_aligned(weight, (C,)) and is_aligned(y)))
+    launch(
+        "embedding_forward",
+        (-(-n // 4),),
+        (128,),
+        [y, weight, ids],
+        [n, V, C],
+        seed,
+        defines=defines[:1] + defines[2:],
+    )
+    return y
+
+
+def embedding_backward(
+    dy: Array,
+    ids: Array,
+    V: int,
+    *,
+    out: Array = None,
+    padding_idx: int | None = None,
+    chunk: int = CHUNK,
+    seed: int = 0,
+) -> Array:
+    """dweight (V, C), new or added to `out`: each row of dy (..., C) goes to the row of its id."""
+    xp, C = array_module(dy), dy.shape[-1]
+    accumulate = out is not None
+    if out is None:
+        out = xp.zeros((V, C), dy.dtype)
+    dy, flat_ids = contiguous(dy), ids.reshape(-1)
+    n = count_of(flat_ids)
+    if not n or not C:
+        return out
+    positions = xp.argsort(flat_ids, kind="stable")
+    sorted_ids = flat_ids[positions]
+    chunks = -(-n // chunk)
+    edges = xp.empty((chunks, 2, C), FLOAT32)
+    grid = (-(-chunks // 4), -(-C * dy.itemsize // 512))
+    sizes = [n, V, C, -1 if padding_idx is None else padding_idx, int(accumulate)]
+    defines = (
+        ("real", element(dy.dtype)),
+        ("into", element(out.dtype)),
+        ("ALIGNED", int(is_aligned(dy, (C,)))),
+        ("CHUNK", chunk),
+    )
+    arrays = [out, edges, dy, sorted_ids, positions]
+    launch("embedding_backward", grid, (128,), arrays, sizes, seed, defines=defines)
+    launch("embedding_join", grid, (128,), [out, edges, sorted_ids], sizes, seed, defines=defines)
+    return out
