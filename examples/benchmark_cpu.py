@@ -58,6 +58,8 @@ CHECKED_STEPS = 3
 GENERATE = ("ours", WITH_VARIABLE, "torch")  # who runs the loop of `gpt/model.py`
 SETTLE = 0.1  # seconds after a turn in which thread pools go to sleep
 LISTED = 24  # rows of a profile
+OPTIMIZER = ("AdamW", "clip_grad_norm_", "zero_grad")
+PYTHON = ("model and wrappers", "reshape", "swapaxes", "getitem", "transpose", "broadcast_to")
 VARIABLES = re.compile(r"BLAS|OMP_|MKL|KMP|XLA|JAX|TORCH|NPROC|MALLOC|GLIBC_TUNABLES|LD_PRELOAD")
 
 
@@ -273,8 +275,8 @@ def race(workload: str, engines: list[str], arguments: argparse.Namespace) -> di
 def agreement(answers: dict[str, dict[str, Any]]) -> str:
     """One sentence on how far the engines' numbers lie apart; stops where that is too far.
 
-    Rounding makes a difference of about 1e-6. The norms may differ by more: PyTorch adds the squares
-    of a large gradient up in float32, and what it finds for GPT-2's is wrong by 1e-4 to 3e-3.
+    Rounding makes a difference of about 1e-6. The norms may differ by more: PyTorch adds the
+    squares of a large gradient up in float32, and its result for GPT-2 is wrong by 1e-4 to 3e-3.
     """
     (name, first), *others = answers.items()
     if not others:
@@ -420,6 +422,33 @@ def report(workload: str, profile: dict[str, Any], peak: float) -> list[str]:
     outside = profile["watched"] - sum(r["forward"] + r["backward"] for _, r in ordered)
     lines.append(f"{'all others':<32} {'':6} {1e3 * rest:9.3f}")
     lines.append(f"{'outside of every clock':<32} {'':6} {1e3 * outside:9.3f}")
+    return lines + breakdown(profile, peak)
+
+
+def breakdown(profile: dict[str, Any], peak: float) -> list[str]:
+    """What a step is made of, beside what its matrix products alone would take at the peak."""
+    kinds = dict.fromkeys(("products", "optimizer", "Python", "passes"), 0.0)
+    flops = 0.0
+    for name, row in profile["rows"].items():
+        kind = "products" if row["flops"] else "passes"
+        if name in OPTIMIZER:
+            kind = "optimizer"
+        elif name in PYTHON or name.startswith("walk"):
+            kind = "Python"
+        kinds[kind] += row["forward"] + row["backward"]
+        flops += row["flops"]
+    kinds["Python"] += profile["watched"] - sum(kinds.values())
+    meanings = {
+        "products": "linear layers, attention and the loss: matrix products and what is in between",
+        "passes": "over arrays: activations, norms, sums, lookups",
+        "optimizer": "clipping and AdamW: a pass over all parameters and moments",
+        "Python": "the model's lines, the wrapper of operations, the walk, these clocks",
+    }
+    least = f"{1e3 * flops / peak:.2f} ms is what {flops / 1e9:,.1f} GFLOP of products take at peak"
+    lines = [f"of a step, {least}; it spent"]
+    for kind, meaning in meanings.items():
+        share = kinds[kind] / profile["watched"]
+        lines.append(f"{1e3 * kinds[kind]:10.2f} ms ({share:4.0%}) in {kind}: {meaning}")
     return lines
 
 

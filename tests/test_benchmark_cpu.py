@@ -68,6 +68,8 @@ def test_ours_alone_with_everything_that_can_be_asked_for(tmp_path: Path):
         )
         assert any(re.fullmatch(row, line) for line in lines), output
     assert output.count("tokens a second, generated") == 2
+    parts = re.findall(r"ms \( *(\d+)%\) in (products|passes|optimizer|Python):", output)
+    assert len(parts) == 4 and 97 <= sum(int(share) for share, _ in parts) <= 103
     assert re.fullmatch(
         rf"medians: tiny ours {NUMBER} ms, tiny ours, variable set {NUMBER} ms", lines[-1]
     )

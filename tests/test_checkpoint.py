@@ -320,7 +320,7 @@ def test_only_inputs_are_kept():
     one_input = 16 * size * 4
     parameters = sum(p.detach().numpy().nbytes for block in blocks for p in block.parameters())
     assert through(checkpoint) == depth * one_input
-    assert through(lambda block, x: block(x)) > parameters + 8 * depth * one_input
+    assert through(lambda block, x: block(x)) > parameters + 7 * depth * one_input
 
 
 @contextmanager

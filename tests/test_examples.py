@@ -43,6 +43,11 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["--iterations", "4", "--eval-batches", "4", "--data", "python"],
         rf"validation loss {NUMBER} on (1, 2 and 4 processes, with the same bits|1 process: .*)",
     ),
+    "benchmark_growth.py": (
+        ["--batches", "1", "2", "--lengths", "16", "32", "--context", "128", "--steps", "1"],
+        rf"a token takes {NUMBER} times its best time at batch \d+; attention \d+% of a step at "
+        rf"T = \d+ and \d+% at \d+; \d+ tokens in {NUMBER} of the memory of their weights",
+    ),
     "benchmark_bigram.py": (
         ["--rounds", "1", "--steps", "2"],
         rf"tinytensor {NUMBER} ms(, PyTorch {NUMBER} ms: {NUMBER} times as fast)?"

@@ -45,6 +45,38 @@ def test_an_error_in_another_thread_comes_back():
         threads.split(10, 1, work)
 
 
+@pytest.mark.parametrize("wanted", [2, 3])
+@pytest.mark.parametrize("blocked", [False, True])
+def test_pieces_are_shared_while_the_worker_has_a_queue(wanted, blocked):
+    """By whoever is free: where the worker is busy throughout, the caller does them all."""
+    tt.set_num_threads(wanted)
+    gate, names, hits = threading.Event(), set(), np.zeros(1000, int)
+
+    def work(start, stop):
+        hits[start:stop] += 1
+        names.add(threading.current_thread().name)
+        if start == 500:
+            raise ValueError("in a piece")
+
+    threads._walk.begin()
+    try:
+        threads.later(gate.wait)
+        if not blocked:
+            gate.set()
+        if wanted == 2:
+            with pytest.raises(ValueError, match="in a piece"):
+                threads.split(1000, 10, work)
+        else:
+            threads.split(1000, 10, work)
+        assert (hits == 1).all()
+        if blocked and wanted == 2:
+            assert names == {threading.current_thread().name}
+    finally:
+        gate.set()
+        threads.finish()
+        threads._walk.end()
+
+
 def test_what_a_walk_queues_is_done_when_it_returns_and_its_errors_are_raised(monkeypatch):
     monkeypatch.setattr(linear, "WORTH_A_THREAD", 1)
     used = []
@@ -56,6 +88,7 @@ def test_what_a_walk_queues_is_done_when_it_returns_and_its_errors_are_raised(mo
 
     monkeypatch.setattr(linear.ProductGradient, "_multiply", recorded)
     x, weight = tt.randn(50, 40), tt.randn(30, 40, requires_grad=True)
+    weight.node.buffer = np.empty((30, 40), np.float32)  # as an optimizer sets it
     (F.linear(x, weight) ** 2).sum().backward()
     assert used == ["tinytensor-worker"]
     with tt.reference_ops():

@@ -9,12 +9,13 @@ not made for.
 
 from __future__ import annotations
 
-from . import attention, elementwise, indexing, linear, losses, norms
+from . import attention, dropout, elementwise, indexing, linear, losses, norms
 from .pool import pool
 from .threads import get_num_threads, set_num_threads
 
 __all__ = [
     "attention",
+    "dropout",
     "elementwise",
     "get_num_threads",
     "indexing",

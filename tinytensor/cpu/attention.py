@@ -1,17 +1,19 @@
 """Attention in blocks of queries: no array of (queries, keys) is ever whole, or normalised.
 
-A block's exponentials e = exp(scale · q kᵀ) are made without their row maximum first, because a
-pass
-over short rows costs as much as the exponential itself; the row sums s show whether that was safe,
-and
-the block is made again with the maximum where it was not. y = (e v) / s divides (queries, head
-size)
-numbers instead of (queries, keys). Under a causal mask the keys after the block are never looked
-at.
+A block's exponentials e = exp(scale · q kᵀ + mask) are made without their row maximum first,
+because a pass over short rows costs as much as the exponential itself; the row sums s show whether
+that was safe, and the block is made again with the maximum where it was not. y = (e v) / s divides
+(queries, head size) numbers instead of (queries, keys). Under a causal mask the keys after the
+block are never looked at.
 
 Backward, with dy' = dy / s and c = Σ dy'·y (row by row):
 ds = e · (dy' vᵀ - c), dq = scale · ds k, dk = dsᵀ (scale · q), dv = eᵀ dy'.
-The exponentials of a short sequence are kept for it, those of a long one made again.
+With dropout, m being 0 or 1 / (1 - p): y = ((e · m) v) / s, ds = e · (m · (dy' vᵀ) - c) and
+dv = (e · m)ᵀ dy'; a block's part of m is made again from its random words. The exponentials of a
+short sequence are kept for the backward pass, those of a long one made again.
+
+What a thread does is written into its own few arrays: fresh ones would be fresh pages, and the
+threads would wait for each other to get them.
 
 Shapes: B batch, H heads, L queries, S keys, D head size. q, k and v may be strided views of one
 array.
@@ -21,25 +23,43 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from ..autograd import state
-from ..backend import Array
+from ..autograd import Shape, state
+from ..backend import Array, DType
 from ..ops.attention import scaled_dot_product_attention
+from ..ops.network import NO_DRAW
 from ..random import Draw
+from .dropout import keep_words, threshold
 from .linear import FLOATS, WORTH_A_THREAD, ones
 from .losses import SAFE_SUMS
 from .pool import empty
 from .threads import get_num_threads, single_threaded_blas, split
 
-QUERIES = 64  # rows in a block
+QUERIES = 64  # rows in a block, twice as many where there are more than MANY_KEYS
+MANY_KEYS = 512
+SHORT = 64  # queries and keys up to which all weights of a head are one block
 WORKING_SET = 1 << 18  # numbers in a group of blocks that are worked on together: 1 MB of float32
 KEPT = 1 << 21  # numbers of exponentials that one call keeps for its backward pass: 8 MB of float32
 
 Group = tuple[slice, slice]  # of batch and of heads
+Block = tuple[Group, int, int, int]  # (batch, heads), first and last query, keys the last one sees
+
+
+def _usable_mask(mask: Array, q: Array, k: Array) -> bool:
+    """None, or one that broadcasts to the scores: boolean, or real and of q's dtype."""
+    if mask is None:
+        return True
+    if type(mask) is not np.ndarray or mask.ndim > 4:
+        return False
+    if mask.dtype.kind != "b" and mask.dtype != q.dtype:
+        return False
+    scores = (*q.shape[:3], k.shape[2])
+    sizes = zip(mask.shape[::-1], scores[::-1], strict=False)
+    return all(size in (1, wanted) for size, wanted in sizes)
 
 
 @functools.lru_cache(maxsize=64)
@@ -62,6 +82,21 @@ def _groups(B: int, H: int, numbers: int, pieces: int) -> list[Group]:
     ]
 
 
+class _Scratch:
+    """Arrays that one thread writes block after block into, by name."""
+
+    def __init__(self, dtype: DType) -> None:
+        self._dtype = dtype
+        self._arrays: dict[str, Array] = {}
+
+    def __call__(self, name: str, *shape: int) -> Array:
+        size = math.prod(shape)
+        array = self._arrays.get(name)
+        if array is None or array.size < size:
+            array = self._arrays[name] = empty((size,), self._dtype)
+        return array[:size].reshape(shape)
+
+
 @scaled_dot_product_attention.register(np.ndarray)
 def fast_attention(
     q: Array,
@@ -71,13 +106,12 @@ def fast_attention(
     is_causal: bool = False,
     dropout_p: float = 0.0,
     scale: float | None = None,
-    draw: Draw | None = None,
+    draw: Draw = NO_DRAW,
 ) -> Any:
-    """(B, H, L, D) attention, causal or full, without mask and dropout."""
+    """(B, H, L, D) attention, causal or not, with any mask and dropout."""
     if (
-        mask is not None
-        or dropout_p
-        or q.ndim != 4
+        q.ndim != 4
+        or type(q) is not np.ndarray
         or type(k) is not np.ndarray
         or type(v) is not np.ndarray
         or q.dtype not in FLOATS
@@ -86,96 +120,172 @@ def fast_attention(
         or q.shape[3] != k.shape[3]
         or k.shape[2] != v.shape[2]
         or 0 in (*q.shape, *k.shape, *v.shape)
+        or not _usable_mask(mask, q, k)
+        or dropout_p >= 1
     ):
         return NotImplemented
     B, H, L, D = q.shape
     S, E = v.shape[2:]
     dtype = q.dtype
     factor = dtype.type(1 / math.sqrt(D) if scale is None else scale)
+    rows = min(QUERIES if S <= MANY_KEYS else 2 * QUERIES, L)
     pieces = max(1, min(get_num_threads(), B * H * L * S * D // WORTH_A_THREAD))
-    groups = _groups(B, H, min(QUERIES, L) * S, pieces)
+    groups = _groups(B, H, rows * S, pieces)
     least = -(-len(groups) // pieces)  # groups for a thread
-    if max(L, S) <= QUERIES:
-        return _short_attention(q, k, v, is_causal, factor, groups, least)
+    if mask is None and not dropout_p and (max(L, S) <= SHORT or L == 1):
+        return _short_attention(q, k, v, is_causal and S > 1, factor, groups, least)
+    additive = mask is not None and mask.dtype.kind != "b"
+    masks = None if mask is None else np.broadcast_to(mask, (B, H, L, S))
     # The output is laid out (B, L, H, E), so that joining the heads afterwards is free.
     y = empty((B, L, H, E), dtype).transpose(0, 2, 1, 3)
     sums = np.empty((B, H, L, 1), dtype)
     shifts: dict[tuple[int, int, int], Array] = {}  # row maxima of the few blocks that needed them
     kept: dict[tuple[int, int, int], Array] = {}
-    keep = state.recording and B * H * L * S <= KEPT
+    keep = state.recording and B * H * L * S <= KEPT and not dropout_p
     low, high = SAFE_SUMS[dtype.itemsize]
+    least_kept = threshold(dropout_p)
 
-    def blocks(first: int, last: int) -> Iterator[tuple[Group, int, int, int]]:
-        """Of some groups: (batch, heads), first and last query, how many keys the last one sees."""
+    def blocks(first: int, last: int) -> Iterator[Block]:
         for group in groups[first:last]:
-            for i in range(0, L, QUERIES):
-                j = min(i + QUERIES, L)
+            for i in range(0, L, rows):
+                j = min(i + rows, L)
                 yield group, i, j, min(j, S) if is_causal else S
 
-    def exponentials(group: Group, i: int, j: int, s: int, scaled: Array, first: bool) -> Array:
+    def hide(block: Block, scores: Array, write: Callable[[Array, Array], None]) -> None:
+        """`write` to the scores that may not be seen, given which of an array of them may."""
+        group, i, j, s = block
+        if is_causal and i < s:
+            write(scores[..., i:s], _triangle(j - i, s - i))
+        if masks is not None and not additive:
+            write(scores, masks[group][:, :, i:j, :s])
+
+    def exponentials(block: Block, scaled: Array, e: Array, first: bool = False) -> None:
+        group, i, j, s = block
         key = (group[0].start, group[1].start, i)
-        keys = k[group][:, :, :s].swapaxes(2, 3)
-        e = empty((*scaled.shape[:3], s), dtype)
-        np.matmul(scaled, keys, out=e)
-        shift = shifts.get(key)
-        corner = e[..., i:s] if is_causal else e[..., :0]
-        visible = _triangle(j - i, corner.shape[3])
-        if shift is not None:
-            np.subtract(e, shift, out=e)
-            np.copyto(corner, -math.inf, where=~visible)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.exp(e, out=e)
-            np.multiply(corner, visible, out=corner)
-        if first and shift is None:
-            total = sums[group][:, :, i:j]
-            np.matmul(e, np.ones((s, 1), dtype), out=total)
-            if not (total.min() > low and total.max() < high):  # also where a sum is nan
-                scores = scaled @ keys
-                np.copyto(scores[..., i : i + corner.shape[3]], -math.inf, where=~visible)
-                shifts[key] = scores.max(axis=3, keepdims=True)
-                e = exponentials(group, i, j, s, scaled, False)
-                np.matmul(e, np.ones((s, 1), dtype), out=total)
-        return e
+
+        def write_scores() -> None:
+            np.matmul(scaled, k[group][:, :, :s].swapaxes(2, 3), out=e)
+            if additive:
+                np.add(e, masks[group][:, :, i:j, :s], out=e)  # type: ignore[index]
+
+        write_scores()
+        total = sums[group][:, :, i:j]
+        if key not in shifts:
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.exp(e, out=e)
+                hide(block, e, _zero)
+            if not first:
+                return
+            with np.errstate(invalid="ignore"):
+                np.matmul(e, ones(s, dtype)[:, None], out=total)
+                if total.min() > low and total.max() < high:  # neither if a sum is nan
+                    return
+            write_scores()
+            hide(block, e, _forbid)
+            highest = e.max(axis=3, keepdims=True)
+            shifts[key] = np.where(highest == -math.inf, dtype.type(0), highest)
+        else:
+            hide(block, e, _forbid)
+        with np.errstate(invalid="ignore"):
+            np.subtract(e, shifts[key], out=e)
+        np.exp(e, out=e)
+        if first:
+            np.matmul(e, ones(s, dtype)[:, None], out=total)
+            np.copyto(total, 1, where=total == 0)  # a query that may see nothing gets zeros
+
+    def drop(block: Block, weights: Array) -> None:
+        """weights = 0 where the mask of `draw` says so."""
+        (batch, heads), i, j, s = block
+        for b, of_batch in enumerate(weights, batch.start):
+            for h, of_head in enumerate(of_batch, heads.start):
+                first = ((b * H + h) * L + i) * S
+                words = keep_words(draw, first, (j - i) * S).reshape(j - i, S)[:, :s]
+                np.multiply(of_head, words >= least_kept, out=of_head)
 
     def forward(first: int, last: int) -> None:
-        for group, i, j, s in blocks(first, last):
-            rows = q[group][:, :, i:j]
-            scaled = np.multiply(rows, factor, out=empty(rows.shape, dtype))
-            e = exponentials(group, i, j, s, scaled, True)
-            out = np.matmul(e, v[group][:, :, :s], out=empty((*rows.shape[:3], E), dtype))
-            np.divide(out, sums[group][:, :, i:j], out=y[group][:, :, i:j])
+        scratch = _Scratch(dtype)
+        for block in blocks(first, last):
+            group, i, j, s = block
+            source, out = q[group][:, :, i:j], y[group][:, :, i:j]
+            scaled = np.multiply(source, factor, out=scratch("scaled", *source.shape))
+            shape = (*source.shape[:3], s)
+            e = empty(shape, dtype) if keep else scratch("e", *shape)
+            exponentials(block, scaled, e, True)
+            total = sums[group][:, :, i:j]
+            if dropout_p:
+                drop(block, e)
+                total = total * dtype.type(1 - dropout_p)
+            mixed = np.matmul(e, v[group][:, :, :s], out=scratch("mixed", *out.shape))
+            np.divide(mixed, total, out=out)
             if keep:
                 kept[group[0].start, group[1].start, i] = e
 
     with single_threaded_blas:
         split(len(groups), least, forward)
 
-    def vjp(dy: Array) -> tuple[Array, Array, Array, None]:
+    def score_gradients(dy: Array, block: Block, scratch: _Scratch) -> tuple[Array, ...]:
+        """(ds, scale · q, e · m, dy') of a block."""
+        group, i, j, s = block
+        source, given = q[group][:, :, i:j], dy[group][:, :, i:j]
+        scaled = np.multiply(source, factor, out=scratch("scaled", *source.shape))
+        shape = (*source.shape[:3], s)
+        e = kept.get((group[0].start, group[1].start, i))
+        if e is None:
+            e = scratch("e", *shape)
+            exponentials(block, scaled, e)
+        shared = np.divide(given, sums[group][:, :, i:j], out=scratch("shared", *given.shape))
+        along = np.multiply(shared, y[group][:, :, i:j], out=scratch("mixed", *given.shape))
+        along = (along.reshape(-1, E) @ ones(E, dtype)).reshape(*shape[:3], 1)
+        if dropout_p:
+            np.multiply(shared, dtype.type(1 / (1 - dropout_p)), out=shared)
+        ds = scratch("ds", *shape)
+        np.matmul(shared, v[group][:, :, :s].swapaxes(2, 3), out=ds)
+        if dropout_p:
+            drop(block, ds)
+        np.subtract(ds, along, out=ds)
+        np.multiply(ds, e, out=ds)
+        if dropout_p:
+            drop(block, e)
+        return ds, scaled, e, shared
+
+    def vjp(dy: Array) -> tuple[Any, ...]:
         dq = empty((B, L, H, D), dtype).transpose(0, 2, 1, 3)
         dk = empty((B, S, H, D), dtype).transpose(0, 2, 1, 3)
         dv = empty((B, S, H, E), dtype).transpose(0, 2, 1, 3)
-        seen = L if is_causal else S  # keys after it have no gradient
+        seen = min(L, S) if is_causal else S  # keys after it have no gradient
         for whole in (dk, dv):
             whole[:, :, seen:] = 0
 
         def backward(first: int, last: int) -> None:
-            for group, i, j, s in blocks(first, last):
-                scaled = q[group][:, :, i:j] * factor
-                e = kept.get((group[0].start, group[1].start, i))
-                if e is None:
-                    e = exponentials(group, i, j, s, scaled, False)
-                shared = dy[group][:, :, i:j] / sums[group][:, :, i:j]
-                along = (shared * y[group][:, :, i:j]).sum(axis=3, keepdims=True)
-                ds = empty(e.shape, dtype)
-                np.matmul(shared, v[group][:, :, :s].swapaxes(2, 3), out=ds)
-                np.subtract(ds, along, out=ds)
-                np.multiply(ds, e, out=ds)
-                np.multiply(np.matmul(ds, k[group][:, :, :s]), factor, out=dq[group][:, :, i:j])
-                _gather(dk[group], ds.swapaxes(2, 3) @ scaled, i, s, is_causal)
-                _gather(dv[group], e.swapaxes(2, 3) @ shared, i, s, is_causal)
+            scratch = _Scratch(dtype)
+            for block in blocks(first, last):
+                group, i, j, s = block
+                ds, scaled, weights, shared = score_gradients(dy, block, scratch)
+                out = dq[group][:, :, i:j]
+                np.matmul(ds, k[group][:, :, :s], out=out)
+                np.multiply(out, factor, out=out)
+                old = 0 if i == 0 else min(i, s) if is_causal else s
+                for total, a, b in ((dk, ds, scaled), (dv, weights, shared)):
+                    _gather(total[group], a.swapaxes(2, 3), b, old, s, scratch)
 
-        split(len(groups), least, backward)
-        return dq, dk, dv, None
+        with single_threaded_blas:
+            split(len(groups), least, backward)
+        return dq, dk, dv, MaskGradient(mask.shape, dy, add_mask_gradient) if additive else None
+
+    def add_mask_gradient(dy: Array, buffer: Array) -> None:
+        """buffer += ds, summed over the axes along which the mask was repeated."""
+        scratch = _Scratch(dtype)
+        whole = buffer.reshape((1,) * (4 - buffer.ndim) + buffer.shape)
+        with single_threaded_blas:
+            for block in blocks(0, len(groups)):
+                (batch, heads), i, j, s = block
+                ds = score_gradients(dy, block, scratch)[0]
+                wanted = batch, heads, slice(i, j), slice(0, s)
+                repeated = tuple(axis for axis in range(4) if whole.shape[axis] == 1)
+                index = tuple(
+                    slice(0, 1) if axis in repeated else wanted[axis] for axis in range(4)
+                )
+                whole[index] += ds.sum(axis=repeated, keepdims=True) if repeated else ds
 
     return y, vjp
 
@@ -245,11 +355,44 @@ def _short_attention(
     return y, vjp
 
 
-def _gather(total: Array, part: Array, i: int, s: int, is_causal: bool) -> None:
-    """Add the part of the block that begins at query i to the first s keys; keys first seen are
-    written.
-    """
-    old = 0 if i == 0 else min(i, s) if is_causal else s
-    total[:, :, old:s] = part[:, :, old:]
+def _zero(e: Array, visible: Array) -> None:
+    np.multiply(e, visible, out=e)
+
+
+def _forbid(scores: Array, visible: Array) -> None:
+    np.copyto(scores, -math.inf, where=~visible)
+
+
+def _gather(total: Array, a: Array, b: Array, old: int, s: int, scratch: _Scratch) -> None:
+    """Write a b to the keys that are seen for the first time, old to s; add it to those before."""
+    if old < s:
+        np.matmul(a[:, :, old:], b, out=total[:, :, old:s])
     if old:
-        total[:, :, :old] += part[:, :, :old]
+        earlier = total[:, :, :old]
+        part = np.matmul(a[:, :, :old], b, out=scratch("part", *earlier.shape))
+        np.add(earlier, part, out=earlier)
+
+
+class MaskGradient:
+    """The gradient of an additive mask: as large as the scores, and made only if it is wanted."""
+
+    __slots__ = ("add", "dtype", "dy", "shape")
+
+    def __init__(self, shape: Shape, dy: Array, add: Callable[[Array, Array], None]) -> None:
+        self.shape, self.dy, self.add = shape, dy, add
+        self.dtype: DType = dy.dtype
+
+    def write_to(self, buffer: Array) -> None:
+        """buffer = gradient"""
+        buffer[...] = 0
+        self.add(self.dy, buffer)
+
+    def add_to(self, buffer: Array) -> None:
+        """buffer += gradient"""
+        self.add(self.dy, buffer)
+
+    def dense(self) -> Array:
+        """The gradient as an array of its own."""
+        out = empty(self.shape, self.dtype)
+        self.write_to(out)
+        return out

@@ -7,7 +7,6 @@ parameter's gradient buffer. An embedding's gradient is one small product over t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,9 @@ from .threads import later, single_threaded_blas, split
 # Multiplications in a product that takes another thread longer than it takes to wake it: half a
 # millisecond at some 50 · 10⁹ a second.
 WORTH_A_THREAD = 1 << 24
+# Multiplications in a weight's gradient that all threads compute together. A smaller one is queued
+# beside the walk, which keeps its operands in memory meanwhile.
+WORTH_ALL_THREADS = 1 << 29
 # Products up to this size OpenBLAS does on one thread by itself.
 TOO_SMALL_FOR_BLAS_THREADS = 1 << 18
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -41,26 +43,32 @@ class ProductGradient:
 
     def write_to(self, buffer: Array) -> None:
         """buffer = gradient, by the time that the backward walk returns."""
-        self._when_it_pays(self._multiply, buffer)
+        if self._size() >= WORTH_ALL_THREADS:
+            product(self.a.T, self.b, out=buffer)
+        elif self._size() < WORTH_A_THREAD:
+            self._multiply(buffer)
+        else:
+            later(lambda: self._multiply(buffer))
 
     def add_to(self, buffer: Array) -> None:
         """buffer += gradient, by the time that the backward walk returns."""
-        self._when_it_pays(self._add, buffer)
+        if self._size() >= WORTH_ALL_THREADS or self._size() < WORTH_A_THREAD:
+            np.add(buffer, self.dense(), out=buffer)
+        else:
+            later(lambda: self._add(buffer))
 
     def dense(self) -> Array:
-        return self._multiply(empty(self.shape, self.dtype))
+        """The gradient as an array of its own."""
+        return product(self.a.T, self.b)
 
     def _multiply(self, out: Array) -> Array:
         return np.matmul(self.a.T, self.b, out=out)
 
     def _add(self, out: Array) -> Array:
-        return np.add(out, self.dense(), out=out)
+        return np.add(out, self._multiply(empty(self.shape, self.dtype)), out=out)
 
-    def _when_it_pays(self, work: Callable[[Array], Array], buffer: Array) -> None:
-        if self.a.size * self.b.shape[1] < WORTH_A_THREAD:
-            work(buffer)
-        else:
-            later(lambda: work(buffer))
+    def _size(self) -> int:
+        return int(self.a.size) * self.shape[1]
 
 
 @linear.register(np.ndarray)
@@ -97,17 +105,21 @@ def fast_linear(x: Array, weight: Array, bias: Array) -> Any:
     return y.reshape((*shape[:-1], features)), (dx, dweight, dbias)
 
 
-def product(a: Array, b: Array, bias: Array = None) -> Array:
-    """a b + bias, in pieces of the longer side of the result for the threads.
+def product(a: Array, b: Array, bias: Array = None, out: Array = None) -> Array:
+    """a b + bias, into `out` or a new array.
 
-    BLAS packs the whole of the other matrix for each piece: so that is the smaller one.
+    The threads' pieces are of the longer side of the result, because BLAS packs the whole of the
+    other matrix for each piece.
     """
     (m, k), n = a.shape, b.shape[1]
     size = m * n * k
-    if size <= TOO_SMALL_FOR_BLAS_THREADS:
-        out = a @ b
+    # One row reads the whole matrix once: the memory's speed counts, and BLAS's own threads, which
+    # need no waking, come nearest to it.
+    if m == 1 or size <= TOO_SMALL_FOR_BLAS_THREADS:
+        out = np.matmul(a, b, out=out)
         return out if bias is None else np.add(out, bias, out=out)
-    out = empty((m, n), a.dtype)
+    if out is None:
+        out = empty((m, n), a.dtype)
     if size < WORTH_A_THREAD:
         with single_threaded_blas:
             np.matmul(a, b, out=out)

@@ -1,7 +1,8 @@
 """Softmax and cross-entropy in pieces of rows that stay in cache.
 
 Row sums are products with a vector of ones. The normalised probabilities are kept by cross_entropy,
-whose gradient is then one multiplication and one subtraction per row.
+whose gradient is then one multiplication and one subtraction per row. With the last linear layer as
+part of it, linear_cross_entropy keeps no row at all.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd import state
 from ..backend import Array
-from ..ops.network import check_range, cross_entropy, softmax
-from .linear import FLOATS
+from ..ops.network import check_range, cross_entropy, linear_cross_entropy, softmax
+from .linear import FLOATS, WORTH_A_THREAD, column_sums, ones, product
 from .pool import empty
 from .threads import single_threaded_blas, split
 
 PIECE = 1 << 16  # numbers in a piece: 256 KB of float32
+LOGITS = 1 << 24  # numbers that linear_cross_entropy makes at a time: 64 MB of float32
+PRODUCT = 1 << 20  # numbers of a product that is added to another array
 LONG = 1 << 17  # numbers that take another thread longer than it takes to wake it
 # Sums of exponentials that say that none of them overflowed, and that they did not all vanish; by
 # the size of their dtype in bytes.
@@ -38,7 +42,7 @@ def fast_softmax(x: Array, axis: int = -1) -> Any:
     shape, width = x.shape, x.shape[-1]
     rows = x.reshape(-1, width)
     step = PIECE // width
-    ones = np.ones(width, x.dtype)
+    column = ones(width, x.dtype)
     low, high = SAFE_SUMS[x.dtype.itemsize]
     highest = math.log(high)
     y = empty(rows.shape, x.dtype)
@@ -50,13 +54,13 @@ def fast_softmax(x: Array, axis: int = -1) -> Any:
         safe = source.max() < highest
         if safe:
             np.exp(source, out=out)
-            total = out @ ones
+            total = out @ column
             safe = total.min() > low
         if not safe:  # also where there is a nan
             with np.errstate(invalid="ignore"):  # a row of -inf is nan, as in the reference
                 np.subtract(source, source.max(axis=1, keepdims=True), out=out)
             np.exp(out, out=out)
-            total = out @ ones
+            total = out @ column
         np.divide(out, total[:, None], out=out)
 
     def dx(dy: Array) -> Array:
@@ -65,7 +69,7 @@ def fast_softmax(x: Array, axis: int = -1) -> Any:
         for i in range(0, len(dy), step):
             piece, weights = out[i : i + step], y[i : i + step]
             np.multiply(dy[i : i + step], weights, out=piece)
-            along = piece @ ones
+            along = piece @ column
             np.subtract(dy[i : i + step], along[:, None], out=piece)
             np.multiply(piece, weights, out=piece)
         return out.reshape(shape)
@@ -103,7 +107,7 @@ def fast_cross_entropy(
     index = target if used == count else target * valid
     check_range("cross_entropy", "target", index, width, "classes")
     step = PIECE // width
-    ones = np.ones(width, logits.dtype)
+    column = ones(width, logits.dtype)
     p = empty(logits.shape, logits.dtype)
     each = np.empty(count, logits.dtype)
 
@@ -114,7 +118,7 @@ def fast_cross_entropy(
             np.subtract(source, source.max(axis=1, keepdims=True), out=out)
             chosen[...] = out[np.arange(len(out)), index[part]]
             np.exp(out, out=out)
-            total = out @ ones
+            total = out @ column
             np.divide(out, total[:, None], out=out)
             np.subtract(np.log(total), chosen, out=chosen)
 
@@ -142,3 +146,125 @@ def fast_cross_entropy(
 
     logits_dtype = logits.dtype.type
     return y, (dlogits, None, None)
+
+
+@linear_cross_entropy.register(np.ndarray)
+def fast_linear_cross_entropy(
+    x: Array,
+    weight: Array,
+    bias: Array,
+    target: Array,
+    class_weight: Array,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    block: int | None = None,
+) -> Any:
+    """The plain case: mean or sum, no class weights, no smoothing.
+
+    The gradients are made in the forward pass, while a block's logits are there: for dy = 1, which
+    they are multiplied with in the backward pass. So the logits are multiplied out once, as if they
+    had been kept. Where nothing is recorded, only the losses are made.
+    """
+    V, C = weight.shape if weight.ndim == 2 else (0, 0)
+    dtype = x.dtype
+    if (
+        type(x) is not np.ndarray
+        or type(weight) is not np.ndarray
+        or type(target) is not np.ndarray
+        or dtype not in FLOATS
+        or weight.dtype != dtype
+        or x.shape[-1:] != (C,)
+        or not (bias is None or (bias.dtype == dtype and bias.shape == (V,)))
+        or target.shape != x.shape[:-1]
+        or target.dtype.kind not in "iu"
+        or class_weight is not None
+        or label_smoothing
+        or reduction not in ("mean", "sum")
+        or 0 in (*x.shape, V)
+    ):
+        return NotImplemented
+    rows, row_targets = x.reshape(-1, C), target.reshape(-1)
+    valid = row_targets != ignore_index
+    used = int(np.count_nonzero(valid))
+    if used == 0:
+        return NotImplemented
+    index = row_targets * valid
+    check_range("linear_cross_entropy", "target", index, V, "classes")
+    count = len(rows)
+    each = np.empty(count, dtype)
+    recording = state.recording
+    share = np.where(valid, dtype.type(1 / used if reduction == "mean" else 1), dtype.type(0))
+    step = block or max(64, LOGITS // V)
+    if recording:
+        dx = empty(rows.shape, dtype)
+        dweight = empty(weight.shape, dtype)
+        dbias = None if bias is None else np.zeros(V, dtype)
+    for i in range(0, count, step):
+        part = slice(i, min(i + step, count))
+        logits = product(rows[part], weight.T, bias)
+        scale = share[part] if recording else None
+        _losses_and_gradients(logits, index[part], each[part], scale)
+        if not recording:
+            continue
+        product(logits, weight, out=dx[part])
+        if i == 0:
+            product(logits.T, rows[part], out=dweight)
+        else:
+            _add_product(dweight, logits.T, rows[part])
+        if dbias is not None:
+            dbias += column_sums(logits)
+    y = np.where(valid, each, 0).sum() if used < count else each.sum()
+    if reduction == "mean":
+        y = y / used
+    if not recording:
+        return y, None
+    shape = x.shape
+
+    def times(gradient: Array, dy: Array) -> Array:
+        return gradient if dy == 1 else gradient * dy
+
+    return y, (
+        lambda dy: times(dx, dy).reshape(shape),
+        lambda dy: times(dweight, dy),
+        None if bias is None else lambda dy: times(dbias, dy),
+        None,
+        None,
+    )
+
+
+def _add_product(total: Array, a: Array, b: Array) -> None:
+    """total += a b, a few rows at a time: the product is never whole."""
+    step = max(1, PRODUCT // total.shape[1])
+
+    def work(start: int, stop: int) -> None:
+        scratch = empty((min(step, stop - start), total.shape[1]), total.dtype)
+        for i in range(start, stop, step):
+            part = total[i : min(i + step, stop)]
+            np.add(part, np.matmul(a[i : i + len(part)], b, out=scratch[: len(part)]), out=part)
+
+    with single_threaded_blas:
+        split(len(total), max(1, WORTH_A_THREAD // b.size), work)
+
+
+def _losses_and_gradients(logits: Array, index: Array, each: Array, share: Array) -> None:
+    """Losses into `each`, and in place of the logits share · (softmax - 1 at the target)."""
+    count, width = logits.shape
+
+    def work(start: int, stop: int) -> None:
+        step = max(1, PIECE // width)
+        for i in range(start, stop, step):
+            part = slice(i, min(i + step, stop))
+            e, chosen = logits[part], each[part]
+            at = np.arange(len(e)), index[part]
+            np.subtract(e, e.max(axis=1, keepdims=True), out=e)
+            chosen[...] = e[at]
+            np.exp(e, out=e)
+            total = e @ ones(width, e.dtype)
+            np.subtract(np.log(total), chosen, out=chosen)
+            if share is not None:
+                np.multiply(e, (share[part] / total)[:, None], out=e)
+                e[at] -= share[part]
+
+    with single_threaded_blas:
+        split(count, -(-LONG // width), work)

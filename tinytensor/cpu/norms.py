@@ -71,7 +71,7 @@ def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: fl
         share = _shares(channels, dtype)
         if weight is not None:
             share = weight * share
-        sums: list[tuple[Array, Array]] = []
+        sums: dict[int, tuple[Array, Array]] = {}  # by the first row: the order of adding
 
         def backward(start: int, stop: int) -> None:
             dweight, dbias = np.zeros(channels, dtype), np.zeros(channels, dtype)
@@ -93,10 +93,13 @@ def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: fl
                     np.subtract(out, product, out=out)
                 np.subtract(out, (given @ share)[:, None], out=out)
                 np.multiply(out, r[:, None], out=out)
-            sums.append((dweight, dbias))
+            sums[start] = dweight, dbias
 
         split(count, -(-LONG // channels), backward)
-        dweight, dbias = (sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
+        dweight, dbias = (
+            sum(parts[1:], parts[0])
+            for parts in zip(*(sums[start] for start in sorted(sums)), strict=True)
+        )
         return (
             dx.reshape(shape),
             None if weight is None else dweight,

@@ -30,6 +30,7 @@ import threadpoolctl
 from ..autograd import during_walk
 
 Work = Callable[[], None]
+PIECES_WHILE_BUSY = 3  # for each thread, of work that is split while the worker has a queue
 
 
 class Task:
@@ -172,12 +173,22 @@ def set_num_threads(threads: int) -> None:
 
 
 def split(count: int, least: int, work: Callable[[int, int], None]) -> None:
-    """work(start, stop) over all of range(count), in parallel pieces of at least `least`."""
+    """work(start, stop) over all of range(count), in parallel pieces of at least `least`.
+
+    While the worker has a queue there are more pieces than threads, and each is taken by whoever
+    is free next: by the caller alone if the queue is long.
+    """
     pieces = min(_threads, count // least) if least else _threads
-    if pieces < 2 or _walk.busy():
+    if pieces < 2:
         work(0, count)
         return
+    busy = _walk.busy()
+    if busy:
+        pieces = min(PIECES_WHILE_BUSY * _threads, count // least) if least else pieces
     edges = [count * i // pieces for i in range(pieces + 1)]
+    if busy:
+        _share(edges, work)
+        return
     tasks = [
         workers[i].do(lambda i=i: work(edges[i], edges[i + 1]))  # type: ignore[misc]
         for i in range(1, pieces)
@@ -185,6 +196,38 @@ def split(count: int, least: int, work: Callable[[int, int], None]) -> None:
     work(edges[0], edges[1])
     for task in tasks:
         task.wait()
+
+
+def _share(edges: list[int], work: Callable[[int, int], None]) -> None:
+    """The pieces between `edges` one after another, by this thread and by workers as they come."""
+    left = list(range(len(edges) - 1, -1, -1))[1:]
+    changed = threading.Condition()
+    helping = 0
+    errors: list[BaseException] = []
+
+    def help_out() -> None:
+        nonlocal helping
+        while True:
+            with changed:
+                if not left:
+                    return
+                i = left.pop()
+                helping += 1
+            try:
+                work(edges[i], edges[i + 1])
+            except BaseException as error:
+                errors.append(error)
+            with changed:
+                helping -= 1
+                changed.notify()
+
+    for i in range(_threads - 1):
+        workers[i].do(help_out)
+    help_out()
+    with changed:
+        changed.wait_for(lambda: helping == 0)
+    if errors:
+        raise errors[0]
 
 
 class _Walk(threading.local):

@@ -1,0 +1,165 @@
+"""Fast paths beside their references: odd sizes, extremes, threads, and a loss without logits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinytensor as tt
+from tinytensor import ops
+from tinytensor.cpu import dropout, elementwise, linear, losses, norms
+from tinytensor.random import Draw
+from tinytensor.testing import check_implementations
+
+EXTREMES = (0.0, -0.0, 1e4, -1e4, 1e-41, -1e-41, 6.0, -6.0)
+
+
+def tensor(x, dtype=np.float32):
+    return tt.from_numpy(np.asarray(x, dtype)).requires_grad_()
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Everything is cut into many pieces."""
+    for module in (elementwise, norms, losses, dropout):
+        monkeypatch.setattr(module, "LONG", 8)
+    monkeypatch.setattr(dropout, "PIECE", 24)
+    monkeypatch.setattr(elementwise, "ERF_PIECE", 16)
+    monkeypatch.setattr(norms, "PIECE", 64)
+    monkeypatch.setattr(losses, "LOGITS", 700)
+    monkeypatch.setattr(losses, "PRODUCT", 40)
+    for module in (linear, losses):
+        monkeypatch.setattr(module, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(linear, "WORTH_ALL_THREADS", 1 << 10)
+    monkeypatch.setattr(linear, "TOO_SMALL_FOR_BLAS_THREADS", 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["gelu", "gelu, tanh", "dropout"]),
+    st.integers(1, 200),
+    st.sampled_from([np.float32, np.float64]),
+    st.integers(0, 2**32),
+)
+def test_elementwise_with_extremes(name, count, dtype, seed):
+    x = np.random.default_rng(seed).normal(size=count) * 3
+    x[: len(EXTREMES)] = EXTREMES[:count]
+    functions = {
+        "gelu": ops.gelu,
+        "gelu, tanh": lambda x: ops.gelu(x, approximate="tanh"),
+        "dropout": lambda x: ops.dropout(x, 0.2, Draw(seed, 5)),
+    }
+    # Some twenty roundings in a row; exp multiplies those of its argument by it, which is below 90.
+    rtol = 20 * np.finfo(dtype).eps
+    assert check_implementations(functions[name], [tensor(x, dtype)], rtol=rtol)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_come_out_as_from_the_reference(value):
+    x = tensor([1.0, value, -2.0])
+    with np.errstate(invalid="ignore"):
+        assert check_implementations(ops.gelu, [x])
+        assert check_implementations(lambda x: ops.dropout(x, 0.5, Draw(1, 1)), [x])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 90),
+    st.integers(1, 40),
+    st.integers(1, 20),
+    st.booleans(),
+    st.sampled_from(["mean", "sum"]),
+    st.sampled_from([np.float32, np.float64]),
+    st.sampled_from([1.0, 1e3]),
+    st.sampled_from([None, 1, 7]),
+    st.integers(0, 2**32),
+)
+def test_a_loss_without_logits(N, V, C, biased, reduction, dtype, size, block, seed):
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(V, size=N)
+    targets[rng.random(N) < 0.2] = -100
+    targets[0] = V - 1
+    x, weight = (
+        tensor(rng.normal(size=(N, C)) * size, dtype),
+        tensor(rng.normal(size=(V, C)), dtype),
+    )
+    bias = tensor(rng.normal(size=V), dtype) if biased else None
+    targets = tt.from_numpy(targets)
+
+    def loss(*inputs):
+        x, weight, *bias = inputs
+        return 3 * ops.linear_cross_entropy(
+            x, weight, bias[0] if bias else None, targets, None, -100, reduction, 0.0, block
+        )
+
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    # The reference multiplies the logits again, so its own error is no measure of large ones.
+    assert check_implementations(loss, inputs, rtol=np.finfo(dtype).eps * size * (8 + N + V + C))
+
+
+def test_a_loss_without_logits_in_many_pieces(small_pieces):
+    rng = np.random.default_rng(0)
+    x, weight, bias = (tensor(rng.normal(size=size)) for size in ((4, 25, 9), (37, 9), 37))
+    targets = tt.from_numpy(rng.integers(37, size=(4, 25)))
+
+    def loss(x, weight, bias):
+        return ops.linear_cross_entropy(x, weight, bias, targets, None)
+
+    assert check_implementations(loss, [x, weight, bias])
+    with tt.no_grad():
+        np.testing.assert_allclose(
+            loss(x, weight, bias).item(),
+            tt.nn.functional.cross_entropy(
+                tt.nn.functional.linear(x, weight, bias).view(-1, 37), targets.view(-1)
+            ).item(),
+            rtol=1e-5,
+        )
+
+
+def test_a_table_of_padding_scores_gets_no_gradient():
+    """Rows that score -1e9 by their bias: probability 0, and no nan."""
+    x, weight = tensor(np.ones((3, 4))), tensor(np.ones((5, 4)))
+    bias = tt.tensor([0.0, 0.0, 0.0, -1e9, -1e9])
+    y = ops.linear_cross_entropy(x, weight, bias, tt.tensor([0, 1, 2]), None)
+    assert y.item() == pytest.approx(math.log(3), rel=1e-6)
+    y.backward()
+    assert (weight.grad.numpy()[3:] == 0).all()
+
+
+def network(x, targets, layers, weight):
+    x = layers(x)
+    x = ops.gelu(x) + ops.dropout(x, 0.3, Draw(4, 4))
+    return ops.linear_cross_entropy(x, weight, None, targets, None)
+
+
+def test_the_number_of_threads_changes_nothing_beyond_rounding(small_pieces):
+    """Every path that splits, in one network; twice with one setting gives the same bits."""
+    rng = np.random.default_rng(0)
+    x, targets = rng.normal(size=(60, 20)), tt.from_numpy(rng.integers(30, size=60))
+    found, before = [], tt.get_num_threads()
+    try:
+        for threads in (1, 2, 2, 3):
+            tt.set_num_threads(threads)
+            tt.manual_seed(0)
+            layers = tt.nn.Sequential(
+                tt.nn.Linear(20, 70),
+                tt.nn.GELU(approximate="tanh"),
+                tt.nn.LayerNorm(70),
+                tt.nn.Linear(70, 20),
+                tt.nn.LayerNorm(20),
+            )
+            weight = tt.randn(30, 20, requires_grad=True)
+            loss = network(tensor(x), targets, layers, weight)
+            loss.backward()
+            parameters = [*layers.parameters(), weight]
+            found.append([loss.detach().numpy(), *(p.grad.numpy().copy() for p in parameters)])
+    finally:
+        tt.set_num_threads(before)
+    for one, two, same, three in zip(*found, strict=True):
+        np.testing.assert_array_equal(two, same)
+        for other in (two, three):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
