@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from ..backend import OutOfMemoryError, cuda_device_count, cupy
 from . import operations as operations
+from .graph import graph as graph
 
 __all__ = [
     "OutOfMemoryError",
     "device_count",
+    "graph",
     "is_available",
     "max_memory_allocated",
     "memory_allocated",

@@ -68,10 +68,14 @@ class ProductGradient:
 
     __slots__ = ("a", "b", "dtype", "shape")
 
-    def __init__(self, a: Array, b: Array) -> None:
+    def __init__(self, a: Array, b: Array, dtype: DType | None = None) -> None:
         self.a, self.b = a, b
         self.shape: Shape = (a.shape[1], b.shape[1])
-        self.dtype: DType = a.dtype
+        self.dtype: DType = dtype or a.dtype
+
+    def astype(self, dtype: DType) -> ProductGradient:
+        """The same product with results of another type: nothing is computed yet."""
+        return ProductGradient(self.a, self.b, dtype)
 
     def write_to(self, buffer: Array) -> None:
         """buffer = gradient"""
@@ -83,7 +87,7 @@ class ProductGradient:
 
     def dense(self) -> Array:
         """The gradient as an array of its own."""
-        return product(self.a.swapaxes(0, 1), self.b)
+        return product(self.a.swapaxes(0, 1), self.b, dtype=self.dtype)
 
 
 @kernel_for(scaled_dot_product_attention)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..backend import Array, DType, array_module, bfloat16
 from .kernels import Defines
+from .matmul import limits
 from .views import is_aligned
 
 FLOAT32: DType = np.dtype(np.float32)
@@ -92,4 +93,4 @@ def count_of(x: Array) -> int:
 
 def processors(xp: Any) -> int:
     """Multiprocessors of the current device."""
-    return 4 if xp is np else int(xp.cuda.Device().attributes["MultiProcessorCount"])
+    return 4 if xp is np else limits(xp).processors

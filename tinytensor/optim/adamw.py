@@ -140,7 +140,11 @@ def _adamw_update_cuda(
 
 
 adamw_update.register(SimArray)(_adamw_update_cuda)
-when_cupy_arrives(lambda kind: adamw_update.register(kind, _adamw_update_cuda) and None)
+
+
+@when_cupy_arrives
+def _(kind: type) -> None:
+    adamw_update.register(kind, _adamw_update_cuda)
 
 
 class _AdamFamily(Optimizer):

@@ -1,0 +1,127 @@
+"""`python -m tinytensor.cuda.bench --out FOLDER`: how fast the kernels are on this GPU.
+
+Each beside cuBLAS (by CuPy), PyTorch where it is installed, and the bandwidth of a copy measured in
+the same run: matrix products, attention, softmax, layer norm, cross-entropy, AdamW, a whole GPT-2
+124M training step, and 100 losses in bfloat16 beside float32's. Times are medians by CUDA events,
+after a warm-up, on random data, with the L2 cache overwritten before each repetition (which also
+gives Python the time to ask for the kernels before they are timed). One table with the targets
+beside the figures; bench.md and bench.json in FOLDER. `bench_cases.py` has what is timed.
+
+`--device cuda-sim` runs the same lines in tiny shapes, to see that they run; its times say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .bench_cases import GROUPS, Bench
+from .groups import (
+    FAILED,
+    GOOD,
+    WRONG,
+    Journal,
+    Row,
+    run_group,
+    run_groups,
+    table,
+    this_program,
+    write_json,
+)
+from .verify import environment
+
+MODULE = "tinytensor.cuda.bench"
+SECONDS = 570.0
+# A child that hangs takes no more than this from those after it.
+LIMITS = {"training": 330.0, "losses": 120.0}
+
+
+def report(rows: Sequence[Row], facts: dict[str, Any], markdown: bool = False) -> str:
+    """One line for each case: our time, the peers', the ratio, and the target."""
+    lines = []
+    for row in rows:
+        numbers = row.numbers
+        ratio, target = numbers.get("ratio"), numbers.get("target")
+        verdict = "" if ratio is None or target is None else "yes" if ratio >= target else "NO"
+        lines.append(
+            (
+                row.group,
+                row.case,
+                row.text if row.state in (GOOD, WRONG) else f"{row.state}: {row.text}",
+                "" if ratio is None else f"{ratio:.2f}",
+                "" if target is None else f"≥ {target:.2f}",
+                verdict,
+            )
+        )
+    header = ("group", "case", "measured", "ratio", "target", "reached")
+    name = facts.get("name", facts["device"])
+    missed = sum(line[-1] == "NO" for line in lines)
+    failed = sum(row.state == FAILED for row in rows)
+    end = f"{name}: {missed} targets missed, {failed} cases failed"
+    return f"{table(header, lines, markdown)}\n\n{end}"
+
+
+def child(group: str, where: str, journal: Path, tiny: bool, skip: int) -> int:
+    """One group, in this process."""
+    GROUPS[group](Bench(Journal(journal, group, skip), where, tiny))
+    return 0
+
+
+def bench(folder: Path, where: str, only: Sequence[str], seconds: float) -> list[Row]:
+    """The rows of all groups, one group at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny = ["--tiny"] if where == "cuda-sim" else []
+    command = [*this_program(MODULE), "--device", where, *tiny]
+
+    def job(name: str) -> Callable[[float], list[Row]]:
+        journal, limit = folder / f"{name}.jsonl", LIMITS.get(name, 150.0)
+        return lambda left: run_group(command, name, journal, min(left, limit))
+
+    jobs = [(name, job(name)) for name in only]
+    return list(run_groups(jobs, seconds, 1, lambda text: print(text, flush=True)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the groups; 1 if a case failed, 2 if there is nothing to measure on."""
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    add = parser.add_argument
+    add("--out", type=Path, help="folder for bench.md, bench.json and the logs")
+    add("--device", default="cuda", choices=("cuda", "cuda-sim"))
+    add("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP")
+    add("--seconds", type=float, default=SECONDS, help=f"for all ({SECONDS:.0f})")
+    add("--group", choices=list(GROUPS), help=argparse.SUPPRESS)
+    add("--journal", type=Path, help=argparse.SUPPRESS)
+    add("--skip", type=int, default=0, help=argparse.SUPPRESS)
+    add("--tiny", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.group:
+        return child(given.group, given.device, given.journal, given.tiny, given.skip)
+    if given.out is None:
+        parser.error("--out FOLDER says where the tables go")
+    from ..backend import cuda_device_count
+
+    if given.device == "cuda" and not cuda_device_count():
+        print("bench: CuPy sees no GPU here; --device cuda-sim shows that the lines run")
+        return 2
+    found, facts = environment(given.device)
+    facts["date"] = datetime.date.today().isoformat()
+    rows = bench(given.out, given.device, given.only, given.seconds)
+    print(report(rows, facts))
+    content = {
+        "facts": facts,
+        "environment": [row._asdict() for row in found],
+        "rows": [row._asdict() for row in rows],
+    }
+    write_json(given.out / "bench.json", content)
+    text = f"# bench, {facts.get('name', given.device)}, {facts['date']}\n\n"
+    text += report(rows, facts, markdown=True) + "\n"
+    (given.out / "bench.md").write_text(text, encoding="utf-8")
+    return int(any(row.state == FAILED for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
