@@ -20,6 +20,7 @@ import tinytensor as tt
 from gpt import UserError
 from gpt.config import TrainConfig
 from gpt.corpus import Batch, Corpus, first_windows
+from gpt.devices import device_of, loss_on
 from gpt.model import GPT, LanguageModel, parameter_groups
 
 # Two orders of summation differ by a few units in the last place of the largest logits.
@@ -116,22 +117,22 @@ def tied_once(
 
 def overfits(model: LanguageModel, batch: Batch, steps: int = STEPS) -> str:
     """Can the model learn one batch by heart? This trains the model that it is given."""
-    x, y = (part[:ROWS, :TIME] for part in batch)
+    batch = shortened(batch)
     optimizer = tt.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3, betas=(0.9, 0.99))
-    first = loss_of(model, (x, y))
+    first = loss_of(model, batch)
     for _ in range(steps):
-        loss = model(x, y)[1]
+        loss = loss_on(model, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         tt.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if loss.item() < 0.1 * first:
             return ""
-    if (last := loss_of(model, (x, y))) < 0.25 * first:
+    if (last := loss_of(model, batch)) < 0.25 * first:
         return ""
     return (
-        f"one batch of {x.shape[0]} rows is not learned by heart: after {steps} steps on it alone "
-        f"the loss went from {first:.3f} to {last:.3f} only; the gradient does not reach all "
+        f"one batch of {batch[0].shape[0]} rows is not learned by heart: after {steps} steps on it "
+        f"alone the loss went from {first:.3f} to {last:.3f} only; the gradient does not reach all "
         "weights, or the model does not see all of its input"
     )
 
@@ -247,12 +248,13 @@ def at_rest(model: LanguageModel) -> Iterator[None]:
 
 def logits(model: LanguageModel, idx: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     with at_rest(model):
-        return np.array(model(tt.from_numpy(idx))[0].numpy())
+        scores = model(tt.from_numpy(idx).to(device_of(model)))[0]
+        return np.array(scores.cpu().numpy())
 
 
 def loss_of(model: LanguageModel, batch: Batch) -> float:
     with at_rest(model):
-        return float(model(*batch)[1].item())
+        return float(loss_on(model, batch).item())
 
 
 def tokens_of(model: LanguageModel, shape: tuple[int, int]) -> np.ndarray[Any, Any]:

@@ -26,6 +26,7 @@ import numpy as np
 
 import tinytensor as tt
 from gpt.cache import KeyValueCache
+from gpt.devices import device_of
 from gpt.model import GPT, LanguageModel
 
 Numbers = np.ndarray[Any, Any]
@@ -101,7 +102,8 @@ class PlainContexts:
     def logits_of(self, text: list[int]) -> Numbers:
         start = window_start(len(text), self.model.block_size, self.slide)
         with evaluating(self.model):
-            logits, _ = self.model(tt.tensor([text[start:]], dtype=tt.long))  # (1, T, V)
+            idx = tt.tensor([text[start:]], dtype=tt.long, device=device_of(self.model))
+            logits, _ = self.model(idx)  # (1, T, V)
         return logits[0, -1].cpu().numpy()
 
     def append(self, tokens: Sequence[int]) -> None:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 import tinytensor as tt
-from gpt import UserError
-from gpt.config import at_least, require, with_help
+from gpt import UserError, devices
+from gpt.config import at_least, check_device, require, with_help
 from gpt.contexts import evaluating
 from gpt.model import GPT, LanguageModel
 from tinytensor.nn import functional as F
@@ -65,6 +65,9 @@ class EvaluateConfig:
     """Instead of a text: HellaSwag's file of JSON lines, such as hellaswag_val.jsonl."""
     examples: int = 0
     """How many of its examples, the first ones; 0 takes all."""
+    device: str = "auto"
+    """Where to compute: `cpu`, `cuda`, `cuda:N`, `cuda-sim`, or `auto`: cuda where there is a GPU.
+    HellaSwag is scored on the CPU."""
     json: str = ""
     """Also write the results to this file."""
 
@@ -79,6 +82,11 @@ class EvaluateConfig:
         require(bool(self.data or self.hellaswag or self.run), "--data or --hellaswag says on what")
         for field in ("stride", "limit", "examples"):
             at_least(self, field, 0)
+        check_device(self.device)
+        require(
+            not self.hellaswag or self.device in ("auto", "cpu"),
+            f"--device {self.device} does not score HellaSwag yet; leave it out",
+        )
 
 
 # ---- A score ----
@@ -174,14 +182,18 @@ def losses(
     """
     out = np.empty(len(targets))
     with evaluating(model):
-        idx = tt.tensor(inputs, dtype=tt.long)
+        where = devices.device_of(model)
+        idx = tt.tensor(inputs, dtype=tt.long, device=where)
         hidden = model.transformer(idx) if isinstance(model, GPT) else model.logits(idx)
         for i in range(0, len(targets), ROWS_AT_ONCE):
             piece = slice(i, i + ROWS_AT_ONCE)
-            logits = hidden[tt.tensor(rows[piece]), tt.tensor(columns[piece])]  # (N, C) or (N, V)
+            row, column, target = (
+                tt.tensor(numbers[piece], device=where) for numbers in (rows, columns, targets)
+            )
+            logits = hidden[row, column]  # (N, C) or (N, V)
             if isinstance(model, GPT):
                 logits = model.lm_head(logits)
-            nats = F.cross_entropy(logits, tt.tensor(targets[piece]), reduction="none")
+            nats = F.cross_entropy(logits, target, reduction="none")
             out[piece] = nats.cpu().numpy()
     return out
 
@@ -261,7 +273,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs the evaluation and prints its line; returns the numbers."""
     from tqdm import tqdm
 
+    where = devices.choose("cpu" if config.hellaswag else config.device)
     model, tokenizer = load_model(config.run, config.weights)
+    model.to(where)
 
     def progress(items: Any, total: int) -> Any:
         return tqdm(items, total=total, disable=None, leave=False, unit_scale=True)

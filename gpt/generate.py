@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import tinytensor as tt
-from gpt import UserError
+from gpt import UserError, devices
 from gpt.contexts import contexts_of, default_slide
 from gpt.probabilities import Choice, choice
 from gpt.sampling import Sampling
@@ -153,6 +153,7 @@ def write_in_order(
     wait. Each is named at least once, with an empty piece where there is none.
     """
     prompts = [encode_prompt(tokenizer, prompt, "--prompt") for prompt in config.prompt]
+    model.to(devices.choose(config.device))
     if config.slide > model.block_size:
         raise UserError(
             f"--slide {config.slide} is more than the model's context of {model.block_size}"

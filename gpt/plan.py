@@ -12,14 +12,17 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gpt import UserError
+import tinytensor as tt
+from gpt import UserError, devices
 from gpt.config import TrainConfig
 from gpt.model import GPTConfig
 from gpt.runs import model_config
 
+CPU = tt.device("cpu")
 FLOAT = 4  # bytes of a float32
 MARGIN = 0.15  # how far the prediction may be from what is measured
 # Attention (tinytensor/cpu/attention.py) keeps whole weights of contexts up to SHORT; of longer
@@ -35,6 +38,7 @@ class Plan:
     config: TrainConfig
     sizes: GPTConfig
     available: int | None  # what the machine can give; None where it does not say
+    holder: str = "the machine"  # or the GPU
 
     @property
     def parameters(self) -> int:
@@ -127,7 +131,7 @@ class Plan:
             return
         assert self.available is not None
         needs = (
-            f"this run needs about {size(self.bytes())}, but the machine has "
+            f"this run needs about {size(self.bytes())}, but {self.holder} has "
             f"{size(self.available)} free"
         )
         if rows := self.largest_batch():
@@ -150,9 +154,16 @@ class Plan:
         )
 
 
-def plan_for(config: TrainConfig, vocab_size: int) -> Plan:
-    """The plan of a run on this machine."""
-    return Plan(config, model_config(config, vocab_size), available_memory())
+def plan_for(config: TrainConfig, vocab_size: int, where: tt.device = CPU) -> Plan:
+    """The plan of a run on a device of this machine.
+
+    What is kept is counted as on the CPU, where it is most: on a GPU no attention weights are kept,
+    and half of the bytes of what a product in bfloat16 was given.
+    """
+    sizes = model_config(config, vocab_size)
+    if where.type == "cuda":
+        return Plan(config, sizes, devices.free_memory(where), "the GPU")
+    return Plan(config, sizes, available_memory())
 
 
 # ---- The machine ----
@@ -214,6 +225,27 @@ def flops_per_token(sizes: GPTConfig) -> int:
     C, T = sizes.n_embd, sizes.block_size
     weights = sizes.n_layer * 12 * C * C + sizes.vocab_size * C
     return 3 * (2 * weights + sizes.n_layer * 4 * T * C)
+
+
+def peak_of(where: tt.device, config: TrainConfig) -> float:
+    """The peak that a run's utilisation is a share of; that of the CPU for the simulator."""
+    if where.type != "cuda":
+        return matmul_peak()
+    return device_peak(where, tt.bfloat16 if config.precision == "bfloat16" else tt.float32)
+
+
+def device_peak(where: tt.device, dtype: Any, width: int = 4096, seconds: float = 0.25) -> float:
+    """As `matmul_peak`, of the engine's own product on a device; its first one is not counted."""
+    a = tt.ones(width, width, dtype=dtype, device=where)
+    fastest, began = float("inf"), time.perf_counter()
+    with tt.no_grad():
+        a @ a
+        tt.cuda.synchronize()
+        while (now := time.perf_counter()) - began < seconds or fastest == float("inf"):
+            a @ a
+            tt.cuda.synchronize()
+            fastest = min(fastest, time.perf_counter() - now)
+    return 2 * width**3 / fastest
 
 
 def matmul_peak(width: int = 1024, seconds: float = 0.25) -> float:

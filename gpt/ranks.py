@@ -8,29 +8,42 @@ ranks at once, and nothing here does anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tinytensor.distributed as dist
-from gpt import UserError
+from gpt import UserError, devices
 from gpt.config import TrainConfig
 from gpt.runs import RunFolder
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def join(config: TrainConfig) -> dist.Place:
-    """Meets the other ranks. Raises UserError where the batches of a step cannot be shared out."""
+    """Meets the other ranks; each rank of a machine takes a GPU of its own.
+
+    Raises UserError where a rank lacks its device, or the batches of a step cannot be shared out.
+    """
     if dist.is_initialized():
         place = dist.Place(
             dist.get_rank(), dist.get_world_size(), dist.get_node_local_rank(), dist.get_device()
         )
     else:
         try:
-            place = dist.init_process_group(timeout=config.rank_timeout)
+            simulated = config.device == "cuda-sim"  # whose arrays are in main memory
+            place = dist.init_process_group(
+                timeout=config.rank_timeout, device="cpu" if simulated else config.device
+            )
         except RuntimeError as error:
-            raise UserError(str(error)) from None
+            way_out = " (--device cpu computes on the CPU)" if config.device == "auto" else ""
+            raise UserError(f"{error}{way_out}") from None
+    if place.world_size == 1:
+        place = place._replace(device=devices.choose(config.device))
+    elif config.device == "cuda-sim":
+        raise UserError("--device cuda-sim is for one process; several compute on cpu or cuda")
     ranks, batches = place.world_size, config.accumulation
     if batches % ranks:
         tokens = config.batch_size * config.block_size
@@ -39,6 +52,23 @@ def join(config: TrainConfig) -> dist.Place:
             f"for one each, --total-batch {ranks * tokens}"
         )
     return place
+
+
+def parting(run: F) -> F:
+    """`run`, after which one process alone is in no group any more, also where it was refused.
+
+    Where there are several, the others find out that this one raised when its process ends.
+    """
+
+    @functools.wraps(run)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return run(*args, **kwargs)
+        finally:
+            if dist.is_initialized() and dist.get_world_size() == 1:
+                dist.destroy_process_group()
+
+    return wrapped  # type: ignore[return-value]
 
 
 def leads() -> bool:

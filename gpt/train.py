@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 import tinytensor as tt
 import tinytensor.distributed as dist
-from gpt import UserError, ranks
+from gpt import UserError, devices, ranks
 from gpt.checks import all_checks, check_before_training, close
 from gpt.config import CHANGEABLE, TrainConfig, flag
 from gpt.corpus import Batch, Batches, Corpus, load_corpus
@@ -26,7 +26,7 @@ from gpt.data import random_stream, stream_seed
 from gpt.diagnosis import all_finite, damaged_parameter, explain
 from gpt.generate import encode_prompt, generate
 from gpt.model import LanguageModel, parameter_groups
-from gpt.plan import flops_per_token, matmul_peak, plan_for
+from gpt.plan import flops_per_token, peak_of, plan_for
 from gpt.plot import plot_losses
 from gpt.progress import Clock, StopRequest, evaluation_line, introduce, progress_bar, say
 from gpt.runs import MODEL, OPTIMIZER, RunFolder, build_model
@@ -47,12 +47,15 @@ class Outcome:
     finished: bool
 
 
+@ranks.parting
 def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
     """Trains what `config` describes, in a new run folder, or goes on with `run`.
 
     Prints its progress. Raises UserError for whatever the user can put right.
     """
     place = ranks.join(config)  # of many processes, or of this one
+    where = place.device
+    tt.set_float32_matmul_precision(config.matmul_precision)
     saved = run.load_state(MODEL, OPTIMIZER) if run is not None and run.checkpoint() else None
     if saved is None:
         corpus = load_corpus(config)
@@ -64,13 +67,13 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
     tokenizer, known = corpus.tokenizer, corpus.known
     # Encoded now: that it cannot be should not come out after the training.
     prompt = encode_prompt(tokenizer, config.sample_prompt, "--sample-prompt")
-    plan = plan_for(config, tokenizer.vocab_size)
+    plan = plan_for(config, tokenizer.vocab_size, where)
     plan.check()
     if config.total_batch:  # what takes long or much is said before anything is allocated
         say("\n".join(plan.lines()))
 
     tt.manual_seed(config.seed)
-    model = build_model(config, tokenizer.vocab_size)
+    model = build_model(config, tokenizer.vocab_size).to(where)
     optimizer = build_optimizer(config, model)
     batches = corpus.training_batches()
     if saved is None and config.checks:
@@ -102,17 +105,19 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     introduce(corpus, parameters, config)
+    if where.type != "cpu":
+        say(f"device  {where}, products in {config.precision}")
     if saved is not None:
         say(f"goes on from step {step:,} of {config.iterations:,}")
-    flops, peak = flops_per_token(plan.sizes), matmul_peak()
+    flops, peak = flops_per_token(plan.sizes), peak_of(where, config)
     clock = Clock(seconds_before)
 
     with StopRequest() as stop, progress_bar(step, config.iterations) as bar:
         if saved is None:
             facts = {"tokens": corpus.tokens, "vocab_size": corpus.vocab_size, "unit": corpus.unit}
             facts |= {"parameters": parameters, "matmul_peak": round(peak)}
-            run.log("start", 0, **facts, **dataclasses.asdict(known))
-            losses = evaluate(model, corpus)
+            run.log("start", 0, device=str(where), **facts, **dataclasses.asdict(known))
+            losses = evaluate(model, corpus, config)
             run.log("evaluation", 0, **losses)
             say(evaluation_line(0, losses, known, clock, config))
         clock.restart()
@@ -122,20 +127,21 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
             step += 1
             before = batches.state_dict()
             step_batches = [batches.next_batch() for _ in range(config.accumulation)]  # (B, T) each
-            loss = ranks.summed(accumulate(parallel, optimizer, step_batches, config, step))
+            parts = accumulate(parallel, optimizer, step_batches, config, step)
             norm = tt.nn.utils.clip_grad_norm_(model.parameters(), config.clip or NO_CLIP)
+            # The one place where a step waits for its device: numbers that are not finite must not
+            # reach the parameters, so they are looked at before the optimizer moves.
+            *losses_of_parts, length = devices.read([*parts, norm])
+            loss = ranks.summed(sum(losses_of_parts))
             measured = {
                 "loss": loss,
                 "learning_rate": learning_rate(step, config),
-                "gradient_norm": norm.item(),
+                "gradient_norm": length,
             }
             if not all_finite(measured):
                 batches.load_state_dict(before)
-                again = lambda: accumulate(parallel, optimizer, step_batches, config, step)  # noqa: E731, B023
-                parallel.ordered = False
-                with parallel.no_sync():  # each rank looks at its own batches, which stay with it
-                    why = explain(again, model)
-                if not damaged_parameter(model):  # what the step began with, to look at it again
+                why, damaged = look_again(parallel, optimizer, step_batches, config, step)
+                if not damaged:  # what the step began with, to look at it again
                     save(run, step - 1, model, optimizer, batches, corpus, clock, config)
                 raise UserError(diverged(step, measured, why, run))
             for group in optimizer.param_groups:
@@ -160,7 +166,7 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
             last = step == config.iterations
             best = False
             if step % config.eval_every == 0 or last:
-                losses = evaluate(model, corpus)
+                losses = evaluate(model, corpus, config)
                 best = losses["validation_loss"] < run.best_evaluation()[1]
                 run.log("evaluation", step, **losses, seconds=clock.seconds())
                 say(evaluation_line(step, losses, known, clock, config))
@@ -194,35 +200,63 @@ def accumulate(
     batches: list[Batch],
     config: TrainConfig,
     step: int,
-) -> float:
-    """This rank's part of the mean loss over the targets of all batches.
+) -> list[tt.Tensor]:
+    """What this rank's batches add to the mean loss over the targets of all batches, one by one.
 
-    The gradient of the whole is left in the parameters. `model` is the language model itself, or
-    inside DistributedDataParallel.
+    They are still where the model is. The gradient of the whole is left in the parameters. `model`
+    is the language model itself, or inside DistributedDataParallel.
 
     Each batch's loss is a mean of its own, so its gradient counts by its share of the targets: the
     sum is the gradient of one large batch. (Adding the means up, or dividing by the number of
     batches where some have targets to ignore, gives another one.)
     """
     optimizer.zero_grad(set_to_none=True)
-    total = 0.0
+    where = devices.device_of(model)
+    parts = []
     own = ranks.share_of(list(zip(batches, shares(batches), strict=True)))
-    for number, ((x, y), share) in own:
+    for number, (batch, share) in own:
         if config.dropout:  # masks that depend on the batch alone, not on who computes it when
             place = (step - 1) * len(batches) + number
             tt.manual_seed(stream_seed(config.seed, f"dropout {place}"))
-        loss = model(x, y)[1]  # the logits, the largest array of a step, are let go
+        with devices.precision(config.precision, where):
+            loss = devices.loss_on(model, batch)
         more = number != own[-1][0] and isinstance(model, dist.DistributedDataParallel)
         with model.no_sync() if more else nullcontext():
-            loss.backward(None if share == 1.0 else tt.full((), share))
-        total += share * loss.item()
-    return total
+            loss.backward(None if share == 1.0 else tt.full((), share, device=where))
+        parts.append(loss.detach() * share)
+    return parts
 
 
 def shares(batches: Iterable[Batch]) -> list[float]:
     """Which part of all targets each batch has."""
     counts = [int(np.count_nonzero(y.numpy() != IGNORED)) for _, y in batches]
     return [count / sum(counts) for count in counts]
+
+
+def look_again(
+    parallel: dist.DistributedDataParallel,
+    optimizer: tt.optim.Optimizer,
+    batches: list[Batch],
+    config: TrainConfig,
+    step: int,
+) -> tuple[str, bool]:
+    """Why a step is not finite, and whether it began with parameters that were not.
+
+    A step on another device is computed again on the CPU, where every number of it can be read.
+    """
+    model: Any = parallel.module
+    again: Callable[[], object]
+    if devices.device_of(model).type == "cpu":
+        again = lambda: accumulate(parallel, optimizer, batches, config, step)  # noqa: E731
+        parallel.ordered = False
+        with parallel.no_sync():  # each rank looks at its own batches, which stay with it
+            why = explain(again, model)
+        return why, bool(damaged_parameter(model))
+    copy = build_model(config, model.vocab_size)
+    copy.load_state_dict(model.state_dict())
+    its_optimizer = build_optimizer(config, copy)
+    again = lambda: accumulate(copy, its_optimizer, batches, config, step)  # noqa: E731
+    return f"looked at on the CPU, {explain(again, copy)}", bool(damaged_parameter(copy))
 
 
 def diverged(step: int, measured: dict[str, float], why: str, run: RunFolder) -> str:
@@ -288,17 +322,17 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 # ---- Evaluation ----
 
 
-def evaluate(model: LanguageModel, corpus: Corpus) -> dict[str, float]:
+def evaluate(model: LanguageModel, corpus: Corpus, config: TrainConfig) -> dict[str, float]:
     """The mean loss on each split, over the same batches each time.
 
     They are drawn apart from the others: evaluating changes nothing in the training.
     """
     model.eval()
     losses = {}
-    with tt.no_grad():
+    with tt.no_grad(), devices.precision(config.precision, devices.device_of(model)):
         for split in corpus.splits:
             own = ranks.dealt(list(corpus.evaluation_batches(split)))
-            each = ranks.collected([model(x, y)[1].item() for x, y in own])
+            each = ranks.collected(devices.read([devices.loss_on(model, batch) for batch in own]))
             losses[f"{split}_loss"] = sum(each) / len(each)
     model.train()
     return losses
@@ -360,10 +394,11 @@ def finish(
 
 def check(config: TrainConfig) -> bool:
     """Runs every check of `gpt/checks.py` on what `train` would begin, and prints their words."""
+    where = devices.choose(config.device)
     corpus = load_corpus(config)
-    plan_for(config, corpus.vocab_size).check()
+    plan_for(config, corpus.vocab_size, where).check()
     tt.manual_seed(config.seed)
-    model = build_model(config, corpus.vocab_size)
+    model = build_model(config, corpus.vocab_size).to(where)
     optimizer = build_optimizer(config, model)
     faults = 0
     for statement, look in all_checks(model, optimizer, corpus, config):

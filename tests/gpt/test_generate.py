@@ -35,6 +35,9 @@ class Recorder:
         self.seen = []
         self.modes = set()
 
+    def parameters(self):
+        return []
+
     def train(self, mode=True):
         self.training = mode
 

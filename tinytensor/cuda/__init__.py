@@ -12,7 +12,9 @@ __all__ = [
     "graph",
     "is_available",
     "max_memory_allocated",
+    "mem_get_info",
     "memory_allocated",
+    "set_device",
     "synchronize",
 ]
 
@@ -25,6 +27,19 @@ def is_available() -> bool:
 def device_count() -> int:
     """How many CUDA devices CuPy sees."""
     return cuda_device_count()
+
+
+def set_device(device: int) -> None:
+    """Allocate and compute on this GPU from now on."""
+    cupy().cuda.Device(device).use()
+
+
+def mem_get_info(device: int = 0) -> tuple[int, int]:
+    """Bytes of a GPU that are free and that it has; what CuPy's pool keeps idle counts as free."""
+    module = cupy()
+    with module.cuda.Device(device):
+        free, total = module.cuda.runtime.memGetInfo()
+        return int(free + module.get_default_memory_pool().free_bytes()), int(total)
 
 
 def synchronize() -> None:

@@ -112,6 +112,10 @@ class _Walks(threading.local):
     def finish(self) -> None:
         """Nothing computes beside the walk here."""
 
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """A forward pass inside the walk is like any other."""
+        return contextlib.nullcontext()
+
     def end(self) -> None:
         self.depth -= 1
         if self.depth == 0:
