@@ -75,8 +75,15 @@ ACCEPTED_SPILLS = (
         "attention_dkdv",
         {},
         ("sm_90a", "sm_120"),
-        68,
+        128,
         "the sums of dk and dv take all 255 registers a thread may have; a few words more go to L1",
+    ),
+    Spill(
+        "attention_dq",
+        {"HEAD": 96},
+        ("sm_100",),
+        32,
+        "128 registers let two blocks share a multiprocessor, which is worth a few words in L1",
     ),
     Spill(
         "matmul_mma",
