@@ -47,15 +47,16 @@ __device__ __forceinline__ void finish_pair(Out* c, Out* before, const In* bias,
     store_pair(c + index, x, y);
 }
 
-// Matrix of the batch and tile of this block, from blockIdx.x: neighbouring blocks take tiles of 8
+// Matrix of the batch and tile of the block with this number: neighbouring blocks take tiles of 8
 // rows of tiles, column by column, so that what runs at the same time shares rows of A and columns
 // of B in the L2 cache.
 struct Tile {
     int batch, row, column;
 };
-__device__ __forceinline__ Tile choose_tile(int tile_rows, int tile_columns, int m, int n) {
+__device__ __forceinline__ Tile choose_tile(int block, int tile_rows, int tile_columns, int m,
+                                            int n) {
     int down = (m + tile_rows - 1) / tile_rows, across = (n + tile_columns - 1) / tile_columns;
-    int batch = blockIdx.x / (down * across), tile = blockIdx.x % (down * across);
+    int batch = block / (down * across), tile = block % (down * across);
     int group = tile / (8 * across), rest = tile % (8 * across);
     int height = down - 8 * group < 8 ? down - 8 * group : 8;
     return {batch, (8 * group + rest % height) * tile_rows, rest / height * tile_columns};

@@ -139,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(256,
     Left of_a;
     Right of_b;
     int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    Tile tile = choose_tile(TILE_M, TILE_N, m, n);
+    Tile tile = choose_tile(blockIdx.x, TILE_M, TILE_N, m, n);
     int row = tile.row, column = tile.column;
     int outer_index = tile.batch / inner, inner_index = tile.batch % inner;
     a += outer_index * a_outer + inner_index * a_inner;

@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(256)
     alignas(16) __shared__ float a_tile[2][DEPTH][TILE + 4];
     alignas(16) __shared__ float b_tile[2][DEPTH][TILE + 4];
     int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-    Tile tile = choose_tile(TILE, TILE, m, n);
+    Tile tile = choose_tile(blockIdx.x, TILE, TILE, m, n);
     int row = tile.row, column = tile.column;
     int outer_index = tile.batch / inner, inner_index = tile.batch % inner;
     a += outer_index * a_outer + inner_index * a_inner;

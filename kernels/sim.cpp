@@ -16,6 +16,9 @@
 // may not be touched, as a second net; shared memory holds NaN (0xff) when a block begins. An error
 // ends the launch with a sentence, never the process.
 //
+// What sm_90a has beside (mbarriers, tensor copies, wgmma) is in sim_hopper.cpp, a part of this
+// file.
+//
 // Compiled twice: with -DSIM_END only the room behind the shared variables, to be linked last.
 #ifdef SIM_END
 __attribute__((section("sim_shared"), used)) static char sim_after[4096];
@@ -28,6 +31,8 @@ __attribute__((section("sim_shared"), used)) static char sim_after[4096];
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include "sim_hopper.h"
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
@@ -79,7 +84,7 @@ constexpr size_t STACK = 96 * 1024, MOST_THREADS = 1024, SHARED_LIMIT = 227 * 10
 constexpr size_t DYNAMIC_ROOM = 16 << 20;  // dynamic shared memory stands in the middle of it
 constexpr size_t MARGIN = 64 << 20;  // around the arrays: far misses are ours to report as well
 
-enum State : uint8_t { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
+enum State : uint8_t { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, AT_MBARRIER, DONE };
 struct Fiber {
     void* stack_pointer;
     State state;
@@ -91,6 +96,7 @@ struct Fiber {
 struct Warp {
     unsigned lanes, ready, meeting, at_barrier, met;
     uint32_t epoch;  // counts meetings
+    bool queued;     // is among the runnable
 };
 // The last write and the last read of two bytes of shared memory.
 struct Cell {
@@ -116,6 +122,7 @@ static uint64_t random_state;
 static uintptr_t arena, arena_size, static_begin, static_size;
 static uint16_t* page_region;
 static uintptr_t region_begin[256], region_end[256];
+static int runnable[MOST_THREADS / 32], runnable_count;  // warps with a lane that can go on
 
 static unsigned draw(unsigned below) {  // xorshift64*
     random_state ^= random_state >> 12, random_state ^= random_state << 25;
@@ -297,22 +304,40 @@ static void release_meetings(int w) {
     fail(job->message);
 }
 
+static void queue(int w) {
+    warps[w].queued = true, runnable[runnable_count++] = w;
+}
+// A thread that waited at an mbarrier goes on.
+static void wake(int i) {
+    Warp& warp = warps[i / 32];
+    if (!warp.queued) queue(i / 32);
+    warp.ready |= 1u << i % 32, fibers[i].state = READY;
+}
+// Mbarriers, tensor copies and wgmma: sim_hopper.cpp.
+static void hopper_begin();
+static void hopper_meet();
+static bool hopper_copies(bool all_wait);
+static void hopper_deadlock();
+static void hopper_end();
+
 static void run_block() {
     int warp_count = (thread_count + 31) / 32;
     memset(__start_sim_shared, 0xff, __stop_sim_shared - __start_sim_shared);
     memset(dynamic_shared, 0xff, job->shared_bytes);
     epoch++, blocks_run++;
+    hopper_begin();
     for (int i = 0; i < thread_count; i++) prepare(i);
-    int runnable[MOST_THREADS / 32], count = 0;
+    runnable_count = 0;
     for (int w = 0; w < warp_count; w++) {
         int lanes = thread_count - 32 * w < 32 ? thread_count - 32 * w : 32;
-        warps[w] = {lanes == 32 ? ~0u : (1u << lanes) - 1, 0, 0, 0, 0, warps[w].epoch + 1};
+        warps[w] = {lanes == 32 ? ~0u : (1u << lanes) - 1, 0, 0, 0, 0, warps[w].epoch + 1, false};
         warps[w].ready = warps[w].lanes;
-        runnable[count++] = w;
+        queue(w);
     }
     for (;;) {
-        while (count) {
-            int at = draw(count), w = runnable[at];
+        while (runnable_count) {
+            hopper_copies(false);
+            int at = draw(runnable_count), w = runnable[at];
             Warp& warp = warps[w];
             unsigned step = 2 * draw(16) + 1, first = draw(32);
             for (int i = 0; i < 32; i++) {
@@ -326,20 +351,28 @@ static void run_block() {
                 if (fibers[current].state == AT_BLOCK_BARRIER) warp.at_barrier |= 1u << lane;
             }
             release_meetings(w);
-            if (!warp.ready) runnable[at] = runnable[--count];
+            if (!warp.ready) runnable[at] = runnable[--runnable_count], warp.queued = false;
         }
         bool done = true, barrier = true;
         for (int i = 0; i < thread_count; i++) {
             done &= fibers[i].state == DONE;
             barrier &= fibers[i].state == AT_BLOCK_BARRIER && fibers[i].line == fibers[0].line;
         }
-        if (done) return;
-        if (!barrier) report_divergence();
+        if (done) {
+            hopper_end();
+            return;
+        }
+        if (!barrier) {
+            if (hopper_copies(true)) continue;
+            hopper_deadlock();
+            report_divergence();
+        }
         epoch++;
+        hopper_meet();
         for (int i = 0; i < thread_count; i++) fibers[i].state = READY;
         for (int w = 0; w < warp_count; w++) {
             warps[w].ready = warps[w].lanes, warps[w].at_barrier = 0;
-            runnable[count++] = w;
+            queue(w);
         }
     }
 }
@@ -468,6 +501,8 @@ static inline __attribute__((always_inline)) void look(const void* p, size_t byt
 void touch(const void* address, size_t bytes, bool write) {
     look(address, bytes, write, __builtin_return_address(0));
 }
+
+#include "sim_hopper.cpp"
 }  // namespace sim
 
 #define HOOK(name, bytes, write)                                       \

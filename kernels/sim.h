@@ -22,6 +22,7 @@
 #define __constant__ static
 #define __shared__ static __attribute__((section("sim_shared")))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 #define DYNAMIC_SHARED(type, name) type* name = (type*)sim::dynamic_shared
 
@@ -127,8 +128,9 @@ inline int __syncthreads_and(int predicate, int line = __builtin_LINE()) {
 // --------------------------------------------------
 
 namespace sim {
+// One access, and no load and store of its own for the hooks: atomics of a block do not race.
 template <typename T, typename Change>
-inline T update(T* place, Change change) {
+__attribute__((no_sanitize("thread"))) inline T update(T* place, Change change) {
     touch(place, sizeof(T), true);
     T old;
     memcpy(&old, place, sizeof(T));

@@ -84,14 +84,14 @@ def test_tensor_cores(dtype, transpose_a, transpose_b, aligned, m, n, k, parts, 
         m, n, k = (size + (size % 2 == 0) for size in (m, n, k))
     a = stored(seed, m, k, transpose_a, dtype)
     b = stored(seed + 1, k, n, transpose_b, dtype)
-    c = product(a, b, tensor_cores=True, tile=SMALL, parts=parts, seed=seed)
+    c = product(a, b, kernel="matmul_mma", tile=SMALL, parts=parts, seed=seed)
     check(c, a, b, tf32=dtype == FLOAT32)
 
 
 @pytest.mark.parametrize("tile", [Tile(128, 128), Tile(128, 256, 2)], ids=str)
 def test_large_tiles(tile):
     a, b = normal(0, 130, 200, dtype=bfloat16), normal(1, 264, 200, dtype=bfloat16).T
-    check(product(a, b, tensor_cores=True, tile=tile), a, b)
+    check(product(a, b, kernel="matmul_mma", tile=tile), a, b)
 
 
 @pytest.mark.parametrize("dtype", [bfloat16, FLOAT32], ids=str)
@@ -106,16 +106,16 @@ def test_large_tiles(tile):
 )
 def test_plain(dtype, m, n, k, flips, seed, tile):
     a, b = stored(seed, m, k, flips[0], dtype), stored(seed + 1, k, n, flips[1], dtype)
-    check(product(a, b, tensor_cores=False, tile=tile, seed=seed), a, b)
+    check(product(a, b, kernel="matmul_plain", tile=tile, seed=seed), a, b)
 
 
-either = pytest.mark.parametrize("tensor_cores", [True, False], ids=["mma", "plain"])
+either = pytest.mark.parametrize("kernel", ["matmul_mma", "matmul_plain"])
 
 
 @either
-def test_batches_and_views(tensor_cores):
+def test_batches_and_views(kernel):
     def run(a, b):
-        check(product(a, b, tensor_cores=tensor_cores, tile=SMALL), a, b)
+        check(product(a, b, kernel=kernel, tile=SMALL), a, b)
 
     joint = normal(0, 2, 9, 3, 4, 16, dtype=bfloat16)  # B, T, (q, k, v), H, D
     q, k, v = (joint[:, :, i].swapaxes(1, 2) for i in range(3))
@@ -130,10 +130,10 @@ def test_batches_and_views(tensor_cores):
 
 @either
 @pytest.mark.parametrize("parts", [1, 2])
-def test_epilogue(tensor_cores, parts):
+def test_epilogue(kernel, parts):
     m, n, k = 65, 40, 136
     a, b = normal(0, m, k, dtype=bfloat16), normal(1, k, n, dtype=bfloat16)
-    how = {"tensor_cores": tensor_cores, "tile": SMALL, "parts": parts, "dtype": FLOAT32}
+    how = {"kernel": kernel, "tile": SMALL, "parts": parts, "dtype": FLOAT32}
     bias, before = normal(2, n, dtype=bfloat16), np.empty((m, n), np.float32)
     check(product(a, b, bias=bias, **how), a, b, addend=wide(bias), extra=2.0**-22)
     y = product(a, b, bias=bias, gelu=True, before=before, **how)
@@ -143,31 +143,31 @@ def test_epilogue(tensor_cores, parts):
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     c = normal(3, m, n)
     old = wide(c)
-    product(a, b, out=c, accumulate=True, tensor_cores=tensor_cores, tile=SMALL, parts=parts)
+    product(a, b, out=c, accumulate=True, kernel=kernel, tile=SMALL, parts=parts)
     check(c, a, b, addend=old, extra=2.0**-22 * (1 + abs(old)))
 
 
 @either
-def test_rows_of_the_output_may_be_apart(tensor_cores):
+def test_rows_of_the_output_may_be_apart(kernel):
     a, b = normal(0, 20, 24, dtype=bfloat16), normal(1, 24, 16, dtype=bfloat16)
     whole = np.full((20, 40), 7, bfloat16)
-    product(a, b, out=whole[:, 8:24], tensor_cores=tensor_cores, tile=SMALL)
+    product(a, b, out=whole[:, 8:24], kernel=kernel, tile=SMALL)
     check(whole[:, 8:24], a, b)
     assert (whole[:, :8] == 7).all() and (whole[:, 24:] == 7).all()
 
 
 @either
-def test_an_empty_sum_is_the_bias(tensor_cores):
+def test_an_empty_sum_is_the_bias(kernel):
     bias = normal(0, 4)
-    y = product(normal(0, 3, 0), normal(0, 0, 4), bias=bias, tensor_cores=tensor_cores)
+    y = product(normal(0, 3, 0), normal(0, 0, 4), bias=bias, kernel=kernel)
     np.testing.assert_array_equal(y, np.broadcast_to(bias, (3, 4)))
-    assert product(normal(0, 0, 3), normal(0, 3, 4), tensor_cores=tensor_cores).shape == (0, 4)
+    assert product(normal(0, 0, 3), normal(0, 3, 4), kernel=kernel).shape == (0, 4)
 
 
 @either
-def test_the_result_does_not_depend_on_the_order_of_threads(tensor_cores):
+def test_the_result_does_not_depend_on_the_order_of_threads(kernel):
     a, b = normal(0, 70, 260, dtype=bfloat16), normal(1, 260, 66, dtype=bfloat16)
-    how = {"tensor_cores": tensor_cores, "tile": SMALL, "parts": 2, "dtype": FLOAT32}
+    how = {"kernel": kernel, "tile": SMALL, "parts": 2, "dtype": FLOAT32}
     first = product(a, b, seed=0, **how)
     for seed in range(1, 4):
         np.testing.assert_array_equal(product(a, b, seed=seed, **how), first)
@@ -176,7 +176,7 @@ def test_the_result_does_not_depend_on_the_order_of_threads(tensor_cores):
 def test_not_finite_values_stay_where_they_belong():
     a, b = normal(0, 70, 40, dtype=bfloat16), normal(1, 40, 66, dtype=bfloat16)
     a[3, 5], a[8, 1] = np.nan, np.inf
-    y = product(a, b, tensor_cores=True, tile=SMALL)
+    y = product(a, b, kernel="matmul_mma", tile=SMALL)
     bad = ~np.isfinite(wide(y))
     assert bad[3].all() and bad[8].all()
     bad[[3, 8]] = False
@@ -211,7 +211,7 @@ def test_faults_planted_in_the_pipeline_are_caught(right, wrong, monkeypatch):
     monkeypatch.setattr(simulator, "launch", launch)
     a, b = normal(0, 64, 328, dtype=bfloat16), normal(1, 328, 64, dtype=bfloat16)
     try:
-        c = product(a, b, tensor_cores=True, tile=SMALL, parts=1)
+        c = product(a, b, kernel="matmul_mma", tile=SMALL, parts=1)
     except simulator.SimulationError:
         return
     with pytest.raises(AssertionError):

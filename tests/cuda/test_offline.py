@@ -10,7 +10,7 @@ import itertools
 
 import pytest
 
-from tinytensor.cuda import kernels, offline
+from tinytensor.cuda import kernels, matmul, offline
 
 FILES = sorted(path.name for path in kernels.folder().glob("*.cu"))
 PTXAS = """ptxas info    : 0 bytes gmem
@@ -28,8 +28,9 @@ def check(name, thin):
     spilling = []
     for path, defines, architectures in offline.jobs(thin):
         for architecture in architectures if path.name == name else ():
-            cubin, log = offline.compile_offline(path, architecture, defines)
+            cubin, log = kernels.compile_for(path, architecture, defines)
             assert cubin.startswith(b"\x7fELF")
+            assert "Performance Loss" not in log  # wgmma made to wait, setmaxnreg ignored
             figures = offline.usage(log)
             declared = kernels.signatures(path.read_text(encoding="utf-8"), defines)
             assert sorted(use.kernel for use in figures) == sorted(declared)
@@ -54,12 +55,52 @@ def test_every_variant_for_every_architecture(name):
     check(name, thin=False)
 
 
+def ptx(path, architecture, defines):
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(path.read_text(encoding="utf-8"), path.name, [], [])
+    target = f"--gpu-architecture={architecture}"  # compute_…: PTX and no machine code
+    nvrtc.compileProgram(program, [target, *kernels.options(defines)])
+    text = nvrtc.getPTX(program)
+    nvrtc.destroyProgram(program)
+    return text.decode() if isinstance(text, bytes) else text
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("defines", matmul.VARIANTS["matmul_wgmma.cu"], ids=str)
+def test_the_product_on_hopper_is_made_of_its_instructions(defines):
+    given = dict(defines)
+    text = ptx(kernels.folder() / "matmul_wgmma.cu", "compute_90a", defines)
+    tall = 2 if given["TURNS"] else 1  # wgmma of 64 rows, for each 16 of 64 of k
+    shape = f"m64n{given['TILE_N']}k16.f32.bf16.bf16"
+    assert text.count(f"wgmma.mma_async.sync.aligned.{shape}") == 4 * tall
+    along_k = [not given["TRANSPOSE_A"], given["TRANSPOSE_B"]]
+    boxes = [
+        1 if k else size // 64 for k, size in zip(along_k, (128, given["TILE_N"]), strict=True)
+    ]
+    copy = "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+    assert text.count(copy) == sum(boxes)
+    for word in (
+        *("wgmma.fence", "wgmma.commit_group", "wgmma.wait_group", "setmaxnreg.inc"),
+        *("setmaxnreg.dec", "mbarrier.try_wait.parity", "mbarrier.arrive.expect_tx"),
+    ):
+        assert word in text
+    assert "mma.sync" not in text
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_100", "sm_120"])
+def test_other_architectures_have_no_wgmma(architecture):
+    with pytest.raises(RuntimeError, match=r"wgmma\.cuh needs --gpu-architecture=sm_90a"):
+        kernels.compile_for(kernels.folder() / "matmul_wgmma.cu", architecture)
+
+
 @pytest.mark.cuda
 def test_what_does_not_compile_is_told_with_the_log(tmp_path):
     path = tmp_path / "wrong.cu"
     path.write_text('extern "C" __global__ void f(float* y) { y[0] = nothing; }')
     with pytest.raises(RuntimeError, match=r"(?s)wrong.cu.*does not compile for sm_80.*nothing"):
-        offline.compile_offline(path, "sm_80")
+        kernels.compile_for(path, "sm_80")
 
 
 @pytest.mark.cuda
@@ -71,7 +112,7 @@ def test_a_planted_spill_is_seen(tmp_path):
         "  __syncthreads();\n"
         "#pragma unroll\n  for (int i = 0; i < 64; i++) y[i * 1024] = r[i] * r[63 - i];\n}"
     )
-    assert offline.usage(offline.compile_offline(path, "sm_90a")[1])[0].spilled > 0
+    assert offline.usage(kernels.compile_for(path, "sm_90a")[1])[0].spilled > 0
 
 
 def test_the_log_is_understood():

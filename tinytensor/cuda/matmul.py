@@ -1,26 +1,40 @@
-"""Matrix products on CUDA arrays: which kernel, which tile, how many parts of k.
+"""Matrix products on CUDA arrays, by kernels of our own.
 
 `product(a, b)` is what the operations call: any shapes, strides and batch axes, bias and GELU in
 the same kernel, added to what is there if wanted. `ladder(name, a, b)` runs one rung of the study
-ladder in `kernels/matmul.cu`. Read the headers of `kernels/matmul_mma.cu` and
-`kernels/matmul_plain.cu`.
+ladder in `kernels/matmul.cu`. Read the headers of `kernels/matmul_wgmma.cu`, `matmul_mma.cu` and
+`matmul_plain.cu`; `tiles.py` chooses among them.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend import Array, array_module, bfloat16
 from .kernels import Defines, launch
-from .views import forward_strided, is_aligned, strides, window
+from .tensor_map import Operand, refusal
+from .tiles import (
+    LARGE,
+    MIDDLE,
+    SMALL,
+    TURNS,
+    WIDE,
+    Limits,
+    Tile,
+    choose_parts,
+    choose_tile,
+    limits,
+    plan_wgmma,
+    suits_wgmma,
+)
+from .views import forward_strided, is_aligned, orientation, strides, window
 
 __all__ = [
+    "KERNELS",
     "LADDER",
     "VARIANTS",
     "Tile",
@@ -45,20 +59,8 @@ LADDER = {
 }
 
 
-class Tile(NamedTuple):
-    """Rows and columns of C that a block makes, and slots of shared memory (tensor cores only)."""
-
-    m: int
-    n: int
-    stages: int = 3
-
-    @property
-    def shared_bytes(self) -> int:
-        """128 bytes of k of each row of A and each column of B, in every slot."""
-        return 128 * (self.m + self.n) * self.stages
-
-
-LARGE, MIDDLE, SMALL = Tile(128, 256), Tile(128, 128), Tile(64, 64)
+# What `product` chooses from, the most particular first.
+KERNELS = ("matmul_wgmma", "matmul_mma", "matmul_plain")
 
 # Source -> the variants that are compiled to see that all of them do; in use there are more.
 VARIANTS: dict[str, tuple[Defines, ...]] = {
@@ -82,13 +84,24 @@ VARIANTS: dict[str, tuple[Defines, ...]] = {
             ("float", "float", SMALL, 0, 0, 0),
         )
     ),
+    "matmul_wgmma.cu": tuple(
+        (
+            *(("out", out), ("TILE_N", tile.n), ("STAGES", tile.stages)),
+            *(("TURNS", int(tile.turns)), ("TRANSPOSE_A", a), ("TRANSPOSE_B", b), ("WHAT", what)),
+        )
+        for tile in (WIDE, TURNS)
+        for out, a, b, what in (
+            ("bf16", 0, 1, BIAS | GELU | SAVE | PAIRS),  # gelu(x Wᵀ + b)
+            ("bf16", 0, 0, PAIRS),  # dy W
+            ("float", 1, 0, ADD_TO_C | PAIRS),  # dyᵀ x
+            ("float", 1, 1, BIAS),
+        )
+    ),
     "matmul_plain.cu": tuple(
         (("real", real), ("out", real), ("TILE", side))
         for real, side in (("float", 128), ("float", 64), ("bf16", 128))
     ),
 }
-WORTH_A_PART = 512  # of k: shorter parts cost more in partial sums than they fill the device
-MOST_PARTS = 32
 
 _precision = "highest"
 
@@ -135,7 +148,7 @@ def product(
     gelu: bool = False,
     before: Array = None,
     dtype: Any = None,
-    tensor_cores: bool | None = None,
+    kernel: str | None = None,
     tile: Tile | None = None,
     parts: int | None = None,
     seed: int | None = None,
@@ -145,10 +158,12 @@ def product(
     a and b have one dtype, float32 or bfloat16, and any strides (a transposed view costs nothing);
     sums are float32. The result is `out` if given, else a new array of `dtype` (a's own unless
     given); with `accumulate` it is added to `out`. `before` (…, m, n) receives what GELU is given,
-    for the backward pass. `tensor_cores`, `tile` and `parts` (of k, each summed by itself and
-    then added in order) are chosen by shape and device unless given; `seed` orders the simulator.
+    for the backward pass. `kernel` (one of KERNELS), `tile` and `parts` (of k, each summed by
+    itself and then added in order) are chosen by shape and device unless given; `seed` orders the
+    simulator.
 
-    Raises ValueError for shapes that do not fit, TypeError for dtypes.
+    Raises ValueError for shapes that do not fit, and where `kernel` cannot take them; TypeError for
+    dtypes.
     """
     _check(a, b)
     xp = array_module(a, b)
@@ -173,17 +188,20 @@ def product(
     a = xp.broadcast_to(a, (*batch, *a.shape[-2:]))
     b = xp.broadcast_to(b, (*batch, *b.shape[-2:]))
     axes = _batch_axes(a, b, out)
-    if tensor_cores is None:
-        tensor_cores = a.dtype == bfloat16 or _precision != "highest"
-        tensor_cores = tensor_cores and limits(xp).tensor_cores
+    device, count = limits(xp), math.prod(batch)
+    kernel = _choose_kernel(kernel, a, b, axes, device)
+    if kernel == "matmul_wgmma":
+        planned, planned_parts = plan_wgmma(m, n, k, count, out.itemsize, device.processors)
+        tile = tile or planned
+        parts = parts or (planned_parts if tile == planned else 1)
     if tile is None:
-        tile = _choose_tile(m, n, math.prod(batch), xp, tensor_cores)
+        tile = choose_tile(m, n, count, device, kernel == "matmul_mma")
     if parts is None:
-        parts = _choose_parts(m, n, k, math.prod(batch), tile, xp)
+        parts = choose_parts(m, n, k, count, tile, device)
     step = 128 // a.itemsize
     k_part = max(step, -(-k // parts // step) * step)
     parts = -(-k // k_part)
-    run = _Product(tensor_cores, tile, k_part, parts, what, seed)
+    run = _Product(kernel, tile, k_part, parts, what, seed)
 
     # The kernels count two axes of the batch; those before are counted here.
     *earlier, outer, inner = [(1, 0, 0, 0), (1, 0, 0, 0), *axes]
@@ -201,7 +219,7 @@ Axis = tuple[int, int, int, int]  # of the batch: length, and strides in a, b an
 
 
 class _Product(NamedTuple):
-    tensor_cores: bool
+    kernel: str
     tile: Tile
     k_part: int
     parts: int
@@ -237,13 +255,35 @@ class _Product(NamedTuple):
             what |= PAIRS
         strides_of_batch = [inner, a_outer, a_inner, b_outer, b_inner, c_outer, c_inner]
         rest = [*strides_of_batch, self.k_part, part_stride, what]
-        grid = (batch * -(-m // self.tile.m) * -(-n // self.tile.n), self.parts)
+        tiles = batch * -(-m // self.tile.m) * -(-n // self.tile.n)
+        grid: tuple[int, ...] = (tiles, self.parts)
+        threads, shared_bytes = 256, 0
         whole = self.parts == 1
-        arrays = [target, flat_before if whole else None, flat_a, flat_b, bias if whole else None]
+        before_now, bias_now = (flat_before, bias) if whole else (None, None)
+        arrays = [target, before_now, flat_a, flat_b, bias_now]
         types = (("real", _name(a.dtype)), ("out", _name(target.dtype)))
-        if self.tensor_cores:
-            transpose_a, lda = _orientation(a)
-            transpose_b, ldb = _orientation(b)
+        if self.kernel == "matmul_wgmma":
+            of_a = Operand.of(a, flat_a, (outer, a_outer), (inner, a_inner), self.tile.m)
+            of_b = Operand.of(
+                b.swapaxes(-1, -2), flat_b, (outer, b_outer), (inner, b_inner), self.tile.n
+            )
+            arrays = [target, before_now, of_a.map, of_b.map, bias_now]
+            grid = (min(tiles * self.parts, limits(xp).processors),)
+            threads, shared_bytes = 384, self.tile.shared_bytes + self.tile.barrier_bytes
+            defines: Defines = (
+                types[1],
+                ("TILE_N", self.tile.n),
+                ("STAGES", self.tile.stages),
+                ("TURNS", int(self.tile.turns)),
+                ("TRANSPOSE_A", int(not of_a.along_k)),
+                ("TRANSPOSE_B", int(of_b.along_k)),
+                ("WHAT", what),
+            )
+            shape = [m, n, k, tiles, self.parts, inner, *of_a.steps, *of_b.steps]
+            scalars = [*shape, ldc, c_outer, c_inner, self.k_part, part_stride]
+        elif self.kernel == "matmul_mma":
+            transpose_a, lda = orientation(a)
+            transpose_b, ldb = orientation(b)
             aligned = is_aligned(flat_a, (lda, a_outer, a_inner)) and is_aligned(
                 flat_b, (ldb, b_outer, b_inner)
             )
@@ -256,27 +296,22 @@ class _Product(NamedTuple):
                 ("TRANSPOSE_B", int(transpose_b)),
                 ("ALIGNED", int(aligned)),
             )
-            launch(
-                "matmul_mma",
-                grid,
-                (256,),
-                arrays,
-                [m, n, k, lda, ldb, ldc, *rest],
-                defines=defines,
-                shared_bytes=self.tile.shared_bytes,
-                seed=self.seed,
-            )
+            shared_bytes = self.tile.shared_bytes
+            scalars = [m, n, k, lda, ldb, ldc, *rest]
         else:
             steps = [*strides(a)[-2:], *strides(b)[-2:]]
-            launch(
-                "matmul_plain",
-                grid,
-                (256,),
-                arrays,
-                [m, n, k, *steps, ldc, *rest],
-                defines=(*types, ("TILE", self.tile.m)),
-                seed=self.seed,
-            )
+            defines = (*types, ("TILE", self.tile.m))
+            scalars = [m, n, k, *steps, ldc, *rest]
+        launch(
+            self.kernel,
+            grid,
+            (threads,),
+            arrays,
+            scalars,
+            defines=defines,
+            shared_bytes=shared_bytes,
+            seed=self.seed,
+        )
         if not whole:
             self._add_parts(target, flat_c, bias, flat_before, (m, n), axes, strides(out)[-2] or n)
 
@@ -312,17 +347,6 @@ class _Product(NamedTuple):
             )
 
 
-def _orientation(x: Array) -> tuple[bool, int]:
-    """Whether the last two axes lie the other way round, and the step from row to row of memory."""
-    rows, columns = x.shape[-2:]
-    down, across = strides(x)[-2:]
-    if columns > 1 and across != 1:
-        return True, across
-    if columns == 1 and rows > 1 and down == 1:
-        return True, 0
-    return False, down
-
-
 def _readable(x: Array) -> Array:
     """`x`, or a copy of it where no kernel can read it as it lies."""
     steps = strides(x)[-2:]
@@ -353,44 +377,34 @@ def _name(dtype: Any) -> str:
 # --- choosing ------------------------------------------------------------------------------------
 
 
-class Limits(NamedTuple):
-    processors: int
-    tensor_cores: bool
-    shared_bytes: int
+def _choose_kernel(wanted: str | None, a: Array, b: Array, axes: list[Axis], device: Limits) -> str:
+    """The kernel that was asked for, if it can; else the most particular one that suits."""
+    if wanted is not None and wanted not in KERNELS:
+        raise ValueError(f"matmul: there is no kernel {wanted!r}; there are {', '.join(KERNELS)}")
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    if wanted == "matmul_wgmma" or (wanted is None and suits_wgmma(m, n, k, a.dtype, device)):
+        reason = _wgmma_refusal(a, b, axes, device)
+        if reason is None:
+            return "matmul_wgmma"
+        if wanted:
+            raise ValueError(f"matmul_wgmma: {reason}; matmul_mma takes it")
+    if wanted is not None:
+        return wanted
+    tensor_cores = a.dtype == bfloat16 or _precision != "highest"
+    return "matmul_mma" if tensor_cores and device.tensor_cores else "matmul_plain"
 
 
-def limits(xp: Any) -> Limits:
-    """What the current device of `xp` has."""
-    if xp is np:  # NumPy arrays run in the simulator too; the device is that of "cuda-sim"
-        xp = importlib.import_module("tinytensor.cuda.device").sim
-    return _limits(xp, int(xp.cuda.Device().id))
-
-
-@cache
-def _limits(xp: Any, number: int) -> Limits:
-    device = xp.cuda.Device(number)
-    found = device.attributes  # CuPy asks the driver for some hundred of them
-    return Limits(
-        found["MultiProcessorCount"],
-        int(device.compute_capability) >= 80,
-        found["MaxSharedMemoryPerBlockOptin"],
-    )
-
-
-def _choose_tile(m: int, n: int, batch: int, xp: Any, tensor_cores: bool) -> Tile:
-    """The largest tile of which there are still enough to give every multiprocessor one."""
-    device = limits(xp)
-    for tile in (LARGE, MIDDLE) if tensor_cores else (MIDDLE,):
-        enough = -(-m // tile.m) * -(-n // tile.n) * batch >= device.processors
-        if enough and tile.shared_bytes <= device.shared_bytes and m > 64 and n > 64:
-            return tile
-    return SMALL if m * n <= 128 * 128 or min(m, n) <= 64 else MIDDLE
-
-
-def _choose_parts(m: int, n: int, k: int, batch: int, tile: Tile, xp: Any) -> int:
-    """How many blocks share the sum of one tile: as many as it takes to fill the device twice."""
-    tiles = -(-m // tile.m) * -(-n // tile.n) * batch
-    return max(1, min(2 * limits(xp).processors // tiles, k // WORTH_A_PART, MOST_PARTS))
+def _wgmma_refusal(a: Array, b: Array, axes: list[Axis], device: Limits) -> str | None:
+    """Why `matmul_wgmma` does not multiply a by b, or None: it does."""
+    if a.dtype != bfloat16:
+        return f"it multiplies bfloat16, not {a.dtype}"
+    if not device.hopper:
+        return "it needs a GPU of compute capability 9.0 (H100, H200)"
+    for name, x, which in (("a", a, 1), ("b", b.swapaxes(-1, -2), 2)):
+        reason = refusal(x, [axis[which] for axis in axes])
+        if reason:
+            return f"{name}: {reason}"
+    return None
 
 
 # --- checking ------------------------------------------------------------------------------------

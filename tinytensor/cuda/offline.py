@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..backend import cupy
 from . import attention, matmul
-from .kernels import Defines, folder, options
+from .kernels import ONLY, Defines, compile_for, folder
 from .rows import DTYPES, choose, element
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
@@ -57,6 +56,7 @@ VARIANTS: dict[str, tuple[dict[str, Sequence[Any]], ...]] = {
         {"": ROWS, "LOG": (0, 1), "MASK": (0,), "ALIGNED": (0, 1)},
         {"": ROWS[:1] + ROWS[-1:], "MASK": (1, 2, 3), "ALIGNED": (1,)},
     ),
+    "top_k.cu": ({"real": REALS},),
 }  # fmt: skip
 
 
@@ -117,26 +117,6 @@ def variants(path: Path) -> list[Defines]:
     return [*found, *matmul.VARIANTS.get(path.name, ()), *attention.VARIANTS.get(path.name, ())]
 
 
-def compile_offline(path: Path, architecture: str, defines: Defines = ()) -> tuple[bytes, str]:
-    """The machine code (CUBIN) of one source file in one variant, and the compiler's log.
-
-    Raises RuntimeError with the log if it does not compile.
-    """
-    nvrtc = cupy().cuda.nvrtc
-    program = nvrtc.createProgram(path.read_text(encoding="utf-8"), path.name, [], [])
-    try:
-        target = (f"--gpu-architecture={architecture}", "--ptxas-options=-v")
-        nvrtc.compileProgram(program, [*target, *options(defines)])
-        return bytes(nvrtc.getCUBIN(program)), str(nvrtc.getProgramLog(program))
-    except nvrtc.NVRTCError as error:
-        log = nvrtc.getProgramLog(program)
-        raise RuntimeError(
-            f"{path.name} {dict(defines)} does not compile for {architecture}:\n{log}"
-        ) from error
-    finally:
-        nvrtc.destroyProgram(program)
-
-
 def usage(log: str) -> list[Usage]:
     """What the assembler's log says of each kernel."""
     found = []
@@ -181,6 +161,9 @@ def jobs(thin: bool = False) -> Iterator[tuple[Path, Defines, tuple[str, ...]]]:
     few = (ARCHITECTURES[0], "sm_90a", ARCHITECTURES[-1])
     for path in sorted(folder().glob("*.cu")):
         for i, defines in enumerate(variants(path)):
+            if path.name in ONLY:
+                yield path, defines, (ONLY[path.name],)
+                continue
             one = (ARCHITECTURES[i % len(ARCHITECTURES)],)
             yield path, defines, ARCHITECTURES if not thin else one if defines else few
 
@@ -195,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.files and path.name not in given.files:
             continue
         for architecture in architectures if not given.architecture else (given.architecture,):
-            _, log = compile_offline(path, architecture, defines)
+            _, log = compile_for(path, architecture, defines)
             variant = " ".join(f"{key}={value}" for key, value in defines) or "as it stands"
             for use in usage(log):
                 reason = accepted(use, defines, architecture) if use.spilled else None

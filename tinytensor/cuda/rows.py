@@ -12,7 +12,7 @@ import numpy as np
 
 from ..backend import Array, DType, array_module, bfloat16
 from .kernels import Defines
-from .matmul import limits
+from .tiles import limits
 from .views import is_aligned
 
 FLOAT32: DType = np.dtype(np.float32)

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from ..backend import Array, array_module
+from ..backend import Array, array_module, bfloat16
 from . import matmul
 from .counters import Counts, counting
 from .device import sim
@@ -28,7 +28,13 @@ REASONS = {
     "matmul_register_tiled": "a value read from shared memory is used 4 times from registers",
     "matmul_vectorised": "16 bytes a load: a quarter of the instructions, 8 × 8 a thread",
     "matmul_mma": "tensor cores: a warp instruction multiplies 16 × 8 × 8 or more",
+    "matmul_wgmma": (
+        "four warps multiply 64 × 256 × 16 straight from shared memory, which one thread has the "
+        "copy engine fill; its factors are bfloat16, half the bytes"
+    ),
 }
+# What rounding the factors costs: TF32 has 10 bits of fraction, bfloat16 7, the other rungs 23.
+ROUNDED = {"matmul_mma": 2e-3, "matmul_wgmma": 1.6e-2}
 
 
 def rungs() -> dict[str, Callable[[Array, Array], Array]]:
@@ -36,8 +42,16 @@ def rungs() -> dict[str, Callable[[Array, Array], Array]]:
     found: dict[str, Callable[[Array, Array], Array]] = {
         name: partial(matmul.ladder, name) for name in matmul.LADDER
     }
-    found["matmul_mma"] = lambda a, b: matmul.product(a, b, tensor_cores=True, parts=1)
+    found["matmul_mma"] = lambda a, b: matmul.product(a, b, kernel="matmul_mma", parts=1)
+    found["matmul_wgmma"] = lambda a, b: matmul.product(
+        a.astype(bfloat16), b.astype(bfloat16), kernel="matmul_wgmma", parts=1, dtype=a.dtype
+    )
     return found
+
+
+def takes(name: str, n: int, k: int) -> bool:
+    """Whether that rung multiplies such matrices: the copy engine wants rows of 16 bytes."""
+    return name != "matmul_wgmma" or (n % 8 == 0 and k % 8 == 0)
 
 
 def study(
@@ -49,13 +63,12 @@ def study(
     b = sim.asarray(rng.standard_normal((k, n), np.float32))
     found = {}
     for name, multiply in rungs().items():
-        if names is not None and name not in names:
+        if (names is not None and name not in names) or not takes(name, n, k):
             continue
         with counting(blocks) as launches:
             c = multiply(a, b)
         error = array_module(c).abs(c - a @ b).max().item()
-        # TF32 rounds each factor to 10 bits of fraction, the rest to 23.
-        limit = (2e-3 if name == "matmul_mma" else 1e-6) * 8 * k**0.5
+        limit = ROUNDED.get(name, 1e-6) * 8 * k**0.5
         if not error < limit:
             raise ArithmeticError(f"{name}: the product is wrong by {error:.3g}")
         found[name] = launches[0]
@@ -106,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no rung {given.kernel!r}; there are {', '.join(rungs())}")
     if min(m, n, k, given.blocks) < 1:
         parser.error("sizes must be at least 1")
+    if given.kernel and not takes(given.kernel, n, k):
+        parser.error(f"{given.kernel} takes n and k that are multiples of 8, not {n} and {k}")
     found = study(m, n, k, blocks=given.blocks)
     print(f"C = A B, {m} × {n} × {k}, per 1,000 multiply-adds:\n")
     print(table(found, m, n, k, given.kernel))

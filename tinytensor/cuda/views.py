@@ -46,3 +46,14 @@ def is_aligned(view: Array, steps: tuple[int, ...] = (), elements: int = 0) -> b
     address = view.ctypes.data if isinstance(view, np.ndarray) else view.data.ptr
     unit = elements * view.itemsize or 16
     return math.gcd(address, *(step * view.itemsize for step in steps)) % unit == 0
+
+
+def orientation(x: Array) -> tuple[bool, int]:
+    """Whether the last two axes lie the other way round, and the step from row to row of memory."""
+    rows, columns = x.shape[-2:]
+    down, across = strides(x)[-2:]
+    if columns > 1 and across != 1:
+        return True, across
+    if columns == 1 and rows > 1 and down == 1:
+        return True, 0
+    return False, down
