@@ -1,10 +1,11 @@
 // Softmax over the last axis: y = exp(x - max x) / Σ exp(x - max x), dx = y (dy - Σ y dy).
 // LOG: y = x - max x - log Σ exp(x - max x), dx = dy - exp(y) Σ dy.
 //
-// MASK 0: none. 1, causal: row r is query r % queries and sees columns 0 … r % queries; the others are
-// not even read. 2, boolean: sees columns where visible[r % mask_rows] is not 0. 3, additive: bias
-// (mask_rows, columns) is added first. What is not seen weighs 0; a row that sees nothing is nan, as
-// softmax of nothing but -∞ is.
+// The numbers are multiplied by `scale` first. MASK 0: none. 1, causal: row r is query r % queries and
+// sees columns 0 … r % queries; the others are not even read. 2, boolean: sees columns where
+// visible[r % mask_rows] is not 0. 3, additive: bias (mask_rows, columns) is added. What is not seen
+// weighs 0. A row that sees nothing is nan, as softmax of nothing but -∞ is, or with `zeros` 0, as
+// attention has it.
 //
 // Layout: rows × columns, contiguous. A row belongs to a warp or a block, and stays in registers:
 // rows.cuh. A row too wide for that is read twice, the first time with a running maximum and sum.
@@ -20,8 +21,8 @@
 #endif
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-    softmax_forward(real* y, const real* x, const unsigned char* visible, const real* bias, int rows,
-                    int columns, int queries, int mask_rows) {
+    softmax_forward(real* y, const real* x, const unsigned char* visible, const real* bias,
+                    int rows, int columns, int queries, int mask_rows, float scale, int zeros) {
     __shared__ float partial[32];
     long long row = (long long)blockIdx.x * TEAMS + threadIdx.x / TEAM;
     if (row >= rows) return;  // whole warps: a block of one row is never cut short
@@ -29,15 +30,14 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     long long mask_row = MASK > 1 ? row % mask_rows * columns : 0;
     y += row * columns, x += row * columns;
     auto hide = [=](float (&values)[1][PIECE], int at) {
-        if (MASK == 0 || at >= columns) return;
+        if (at >= seen) return;  // all of them are padding, -∞
         float added[PIECE];
         if (MASK == 3) load(added, bias + mask_row + at, pieces_left(columns, at), ALIGNED);
 #pragma unroll
         for (int j = 0; j < PIECE; j++) {
-            if (MASK == 1 && at + j >= seen) values[0][j] = -INFINITE;
-            if (MASK == 2 && at + j < columns && !visible[mask_row + at + j])
-                values[0][j] = -INFINITE;
-            if (MASK == 3) values[0][j] += added[j];
+            bool hidden = at + j >= seen || (MASK == 2 && !visible[mask_row + at + j]);
+            float score = values[0][j] * scale + (MASK == 3 ? added[j] : 0.0f);
+            values[0][j] = hidden ? -INFINITE : score;
         }
     };
     Rows<1, decltype(hide)> r = {{x}, columns, seen, -INFINITE, hide};
@@ -49,6 +49,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
             for (int j = 0; j < PIECE; j++) sums.largest = fmaxf(sums.largest, v[0][j]);
         });
         sums.largest = team_max(sums.largest, partial);
+        if (zeros && sums.largest == -INFINITE) sums.largest = 0.0f;
         r.each([&](float (&v)[1][PIECE], int, int) {
 #pragma unroll
             for (int j = 0; j < PIECE; j++) {
@@ -61,15 +62,16 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     } else {
         r.each([&](float (&v)[1][PIECE], int, int) { sums.add(v[0]); });
         sums.merge_team(partial);
+        if (zeros && sums.largest == -INFINITE) sums.largest = 0.0f;
     }
-    float scale = LOG ? logf(sums.total) : 1.0f / sums.total;
+    float rest = LOG ? logf(sums.total) : zeros && sums.total == 0.0f ? 0.0f : 1.0f / sums.total;
     r.each([&](float (&v)[1][PIECE], int at, int) {
 #pragma unroll
         for (int j = 0; j < PIECE; j++) {
             if (LOG)
-                v[0][j] = v[0][j] - sums.largest - scale;
+                v[0][j] = v[0][j] - sums.largest - rest;
             else
-                v[0][j] = (EACH ? v[0][j] : expf(v[0][j] - sums.largest)) * scale;
+                v[0][j] = (EACH ? v[0][j] : expf(v[0][j] - sums.largest)) * rest;
         }
         put(y, v[0], at, columns);
     });

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import tinytensor as tt
-from tinytensor import ops
+from tinytensor import ops, random
 from tinytensor.random import Draw
 from tinytensor.tensor import OPERATIONS, Operation
 from tinytensor.testing.strategies import random_array
@@ -138,9 +138,10 @@ NON_DIFFERENTIABLE = {
     "equal", "not_equal", "less", "less_equal", "greater", "greater_equal",
     "logical_and", "logical_or", "logical_xor", "logical_not",
     "bitwise_and", "bitwise_or", "bitwise_xor", "floor_divide",
-    "isnan", "isinf", "isfinite", "argmax", "argmin", "argsort", "any", "all",
+    "isnan", "isinf", "isfinite", "argmax", "argmin", "argsort", "any", "all", "sample_logits",
 }  # fmt: skip
 ZERO_GRADIENT = {"sign", "floor", "ceil", "round"}
+AT_LEAST_FLOAT32 = {"linear_cross_entropy"}  # a loss, whatever the inputs are
 
 
 def fixed(function: Callable[..., Any], *last: Any, **options: Any) -> Callable[..., Any]:
@@ -895,6 +896,37 @@ add(
     label="dropout",
     condition=16,
 )
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+WORDS = [Draw(7, 11), Draw(8, 12), Draw(9, 13)]
+
+
+def np_tokens(x: Any, temperature: float = 1.0, top_k: int = 0) -> Any:
+    """Row by row, and the ids one after the other."""
+    tokens = []
+    for row, draw in zip(x.astype(np.float64), WORDS, strict=True):
+        kept = sorted(range(len(row)), key=lambda i: (-row[i], i))[: top_k or None]
+        weights = {i: math.exp((row[i] - row.max()) / temperature) for i in sorted(kept)}
+        left = random.unit(draw, 1, np.dtype(np.float64))[0] * math.fsum(weights.values())
+        for i, weight in weights.items():
+            left -= weight
+            if left < 0:
+                tokens.append(i)
+                break
+    return np.array(tokens)
+
+
+for options in ({}, {"temperature": 0.5, "top_k": 3}, {"top_k": 1}):
+    add(
+        "sample_logits",
+        fixed(ops.sample_logits, draws=WORDS, **options),
+        real(3, 9),
+        label=str(options or ""),
+        expected=fixed(np_tokens, **options),
+        result=np.int64,
+    )
 
 
 # --- what must be covered ------------------------------------------------------------------------

@@ -28,11 +28,12 @@ __all__ = ["autocast", "get_autocast_dtype", "is_autocast_enabled"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LOWER = ("matmul", "linear", "einsum", "outer", "scaled_dot_product_attention")
+LOWER = (
+    "matmul", "linear", "linear_cross_entropy", "einsum", "outer", "scaled_dot_product_attention",
+)  # fmt: skip
 WIDER = (
-    "cross_entropy", "exp", "expm1", "layer_norm", "linear_cross_entropy", "log", "log1p",
-    "log_softmax", "logsumexp", "norm", "power", "prod", "reciprocal", "rsqrt", "softmax", "std",
-    "sum", "var", "cumsum",
+    "cross_entropy", "exp", "expm1", "layer_norm", "log", "log1p", "log_softmax", "logsumexp",
+    "norm", "power", "prod", "reciprocal", "rsqrt", "softmax", "std", "sum", "var", "cumsum",
 )  # fmt: skip
 
 

@@ -7,11 +7,12 @@ Every function takes `generator=`; without one the default generator is used, wh
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from . import random
+from . import ops, random
 from .backend import Array, DType, array_module, default_dtype, is_floating, module_for
 from .creation import Device, as_tensor_like, finish, shape_of
 from .random import Generator
@@ -28,6 +29,7 @@ __all__ = [
     "randn",
     "randn_like",
     "randperm",
+    "sample_logits",
 ]
 
 
@@ -209,6 +211,34 @@ def multinomial(
         arrival = xp.where(rows > 0, -xp.log1p(-u) / xp.where(rows > 0, rows, 1.0), math.inf)
         indices = xp.argsort(arrival, axis=1)[:, :num_samples]
     return as_tensor(indices.astype(np.int64).reshape((*p.shape[:-1], num_samples)))
+
+
+def sample_logits(
+    input: Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    *,
+    generator: Generator | Sequence[Generator | None] | None = None,
+) -> Tensor:
+    """A token for each row of `input`, (V,) or (N, V) floats -> () or (N,) int64, on its device.
+
+    It is drawn from softmax(input / temperature) over the `top_k` largest (0: all of them; of equal
+    ones those with the lower index). One random number a row, from one generator or from a sequence
+    of them, one a row; the same generator draws the same token on every device. Temperature 0 takes
+    the largest, and no random number. A row whose largest number is not finite gives -1. Raises
+    ValueError for a temperature or top_k that means nothing.
+    """
+    if input.ndim not in (1, 2):
+        raise ValueError(f"sample_logits: expected (V,) or (N, V), got {tuple(input.shape)}")
+    rows = input.reshape(1, -1) if input.ndim == 1 else input
+    given = generator if isinstance(generator, Sequence) else [generator] * rows.shape[0]
+    generators = [each or random.default_generator for each in given]
+    if temperature == 0:
+        temperature, top_k, draws = 1.0, 1, [random.Draw(0, 0)] * len(generators)
+    else:
+        draws = [each.reserve(1) for each in generators]
+    chosen: Tensor = ops.sample_logits(rows, temperature=temperature, top_k=top_k, draws=draws)
+    return chosen.reshape(()) if input.ndim == 1 else chosen
 
 
 def _check_weights(rows: Array, num_samples: int, replacement: bool, xp: Any) -> None:

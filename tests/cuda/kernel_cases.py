@@ -1,4 +1,4 @@
-"""What the tests of kernels share: random arrays, plans, tolerances from dtype and length."""
+"""What the tests of kernels share: random arrays, plans, which kernels ran. See `bounds.py`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from tinytensor.backend import bfloat16
+from tinytensor.cuda import simulator
 from tinytensor.cuda.rows import Plan
 
 FLOAT32 = np.dtype(np.float32)
-EPSILON = {FLOAT32: 2.0**-23, bfloat16: 2.0**-7}
 
 # Around a piece of 16 bytes, a warp's row, two warps' row; and widths that no plan below can hold.
 widths = st.sampled_from([1, 2, 3, 4, 7, 8, 16, 31, 64, 127, 128, 129, 256, 257, 512])
@@ -42,22 +42,17 @@ def normal(seed: int, *shape: int, dtype: np.dtype = FLOAT32) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(dtype)
 
 
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that the simulator runs from now on, in order."""
+    names, launch = [], simulator.launch
+
+    def noted(source, name, grid, *rest, **options):
+        names.append(name)
+        launch(source, name, grid, *rest, **options)
+
+    monkeypatch.setattr(simulator, "launch", noted)
+    return names
+
+
 def wide(x: np.ndarray | None) -> np.ndarray | None:
     return None if x is None else x.astype(np.float64)
-
-
-def close(ours: np.ndarray, exact: np.ndarray, length: int = 1, scale: float | None = None) -> None:
-    """`ours` is `exact` up to its own rounding, and that of float32 sums of `length` terms of size
-    `scale` (the largest of the result, unless given): √length roundings, with a margin of eight.
-    """
-    exact = np.asarray(exact, np.float64)
-    assert ours.shape == exact.shape
-    got = ours.astype(np.float64)
-    finite = np.isfinite(exact)
-    np.testing.assert_array_equal(got[~finite], exact[~finite])
-    if not finite.any():
-        return
-    size = max(float(np.abs(exact[finite]).max()), scale or 0.0)
-    sums = 8 * EPSILON[FLOAT32] * max(1, length) ** 0.5 * size
-    error = np.abs(got - np.where(finite, exact, 0))[finite]
-    assert (error <= sums + EPSILON[ours.dtype] * np.abs(exact[finite])).all(), error.max()

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinytensor as tt
+from tests.cuda import bounds
+from tests.cuda.bounds import close
 from tests.cuda.kernel_cases import (
     BOTH,
     FLOAT32,
     PLANS,
-    close,
     counts,
     examples,
     normal,
@@ -48,14 +49,16 @@ def test_softmax(dtype, team, held, log, rows, columns, seed, stretch):
     reference = (tt.ops.log_softmax if log else tt.ops.softmax).reference
     y = network.softmax(x, log=log, plan=plan, seed=seed)
     exact, _ = reference(wide(x))
-    close(y, exact, columns)
-    dx = network.softmax_backward(dy, y, log=log, plan=plan, seed=seed)
     if not rows:
+        assert y.shape == x.shape
         return
+    close(y, exact, (bounds.log_softmax if log else bounds.softmax)(wide(x)))
+    dx = network.softmax_backward(dy, y, log=log, plan=plan, seed=seed)
     # From the y that was stored, which bfloat16 has rounded.
     p, d = (np.exp(wide(y)) if log else wide(y)), wide(dy)
     expected = d - p * d.sum(-1, keepdims=True) if log else p * (d - (d * p).sum(-1, keepdims=True))
-    close(dx, expected, columns, scale=float(np.abs(d).max()) * (columns if log else 1))
+    bound = bounds.log_softmax_gradient if log else bounds.softmax_gradient
+    close(dx, expected, bound(wide(y), d))
 
 
 @BOTH
@@ -66,25 +69,36 @@ def test_softmax(dtype, team, held, log, rows, columns, seed, stretch):
     batch=st.sampled_from([1, 3]),
     queries=widths.filter(lambda n: n < 20),
     columns=widths,
+    scale=st.sampled_from([1.0, 0.125, -2.0]),
+    zeros=st.booleans(),
     seed=seeds,
 )
-def test_masked_softmax(dtype, held, mask, batch, queries, columns, seed):
+def test_masked_softmax(dtype, held, mask, batch, queries, columns, scale, zeros, seed):
     x = normal(seed, batch, queries, columns, dtype=dtype)
     rng = np.random.default_rng(seed)
     seen = np.tri(queries, columns, dtype=bool) if mask == "causal" else None
     if mask != "causal":
         seen = rng.random((queries, columns)) < 0.6  # rows without any are nan, as in the reference
-    plan = plan_for(32, held, columns, dtype)
+    options = {"scale": scale, "zeros": zeros, "plan": plan_for(32, held, columns, dtype)}
+    scores = scale * wide(x)
     if mask == "additive":
         bias = np.where(seen, rng.standard_normal((queries, columns)), -np.inf).astype(dtype)
-        y = network.softmax(x, bias=bias, plan=plan, seed=seed)
-        scores = wide(x) + wide(bias)
+        y = network.softmax(x, bias=bias, **options, seed=seed)
+        scores = scores + wide(bias)
     else:
-        options = {"causal": True} if mask == "causal" else {"visible": seen}
-        y = network.softmax(x, **options, plan=plan, seed=seed)
-        scores = np.where(seen, wide(x), -np.inf)
+        given = {"causal": True} if mask == "causal" else {"visible": seen}
+        y = network.softmax(x, **given, **options, seed=seed)
+        scores = np.where(seen, scores, -np.inf)
     with np.errstate(invalid="ignore"):
-        close(y, tt.ops.softmax.reference(scores)[0], columns)
+        exact = tt.ops.softmax.reference(scores)[0]
+    if zeros:
+        exact = np.nan_to_num(exact)
+    # The scaled score and the sum with the bias are rounded before the largest is known.
+    of_scores = 4 * bounds.U * np.abs(np.where(np.isfinite(scores), scores, 0)).max()
+    with np.errstate(invalid="ignore"):
+        close(
+            y, exact, np.nan_to_num(bounds.softmax(scores)) + 2 * of_scores * np.nan_to_num(exact)
+        )
 
 
 @BOTH
@@ -102,7 +116,7 @@ def test_softmax_of_what_is_not_finite(dtype, held):
     with np.errstate(invalid="ignore"):
         exact = tt.ops.softmax.reference(wide(x))[0]
     np.testing.assert_array_equal(np.isnan(wide(y)), np.isnan(exact))
-    close(y[3:], exact[3:])
+    close(y[3:], exact[3:], bounds.softmax(wide(x[3:])))
 
 
 def test_softmax_masks_that_do_not_fit():
@@ -133,16 +147,20 @@ def test_layer_norm(dtype, team, held, residual, rows, C, seed, affine):
     )
     np.testing.assert_array_equal(saved.total.astype(np.float32), total.astype(np.float32))
     exact, vjp = tt.ops.layer_norm.reference(wide(total), wide(weight), wide(bias), eps=1e-2)
-    close(saved.y, exact, 16 * C)
+    if not rows:
+        assert saved.y.shape == (0, C)
+        return
+    errors = bounds.LayerNorm(wide(total), 1e-2)
+    gain, shift = (1.0 if weight is None else wide(weight)), (0.0 if bias is None else wide(bias))
+    close(saved.y, exact, errors.y(gain, shift))
     dx, dweight, dbias = network.layer_norm_backward(
         dy, saved, weight, dtotal=dtotal, blocks=2, plan=plan, seed=seed
     )
-    if not rows:
-        return
-    expected = vjp[0](wide(dy)) + (0 if dtotal is None else wide(dtotal))
-    close(dx, expected, 256 * C, scale=100.0)  # rstd is up to 10 here, weight and dy up to 4
-    close(dweight, (vjp[1](wide(dy))).sum(0), 16 * rows, scale=4.0)
-    close(dbias, wide(dy).sum(0), 16 * rows, scale=4.0)
+    past = 0.0 if dtotal is None else wide(dtotal)
+    expected = vjp[0](wide(dy)) + past
+    close(dx, expected, errors.dx(wide(dy), gain, expected) + bounds.U * np.abs(past))
+    close(dweight, (vjp[1](wide(dy))).sum(0), errors.dweight(wide(dy)))
+    close(dbias, wide(dy).sum(0), bounds.sums(wide(dy)))
 
 
 def test_layer_norm_gradients_do_not_depend_on_the_order_of_threads():
@@ -165,9 +183,10 @@ def test_layer_norm_gradients_do_not_depend_on_the_order_of_threads():
 )
 def test_column_sum(dtype, rows, C, slices, seed):
     x, before = normal(seed, rows, C, dtype=dtype), normal(seed + 1, C)
-    close(network.column_sum(x, slices=slices, seed=seed), wide(x).sum(0), rows, scale=4.0)
+    exact, bound = wide(x).sum(0), bounds.sums(wide(x))
+    close(network.column_sum(x, slices=slices, seed=seed), exact, bound)
     after = network.column_sum(x, out=before.copy(), accumulate=True, slices=slices, seed=seed)
-    close(after, wide(before) + wide(x).sum(0), rows, scale=4.0)
+    close(after, wide(before) + exact, bound + bounds.U * np.abs(wide(before)))
 
 
 # --- cross-entropy -------------------------------------------------------------------------------
@@ -202,10 +221,11 @@ def test_cross_entropy(dtype, team, held, rows, V, seed, smoothing, weighted, st
     )
     if not rows:
         return
-    size = 8 * stretch  # of the logits, which the loss is a difference of
-    close(losses, exact, V, scale=size)
-    expected = vjp[0](np.broadcast_to(wide(scale), rows))
-    close(gradient, expected, V, scale=1.0 if stretch == 1 else 8.0)
+    z, w = wide(logits), np.ones(V) if weight is None else wide(weight)
+    close(losses, exact, bounds.loss(z, targets, w, smoothing))
+    each = np.broadcast_to(wide(scale), rows)
+    expected = vjp[0](each)
+    close(gradient, expected, bounds.loss_gradient(z, expected, w, each[:, None], False))
     weights = None if weight is None else float(wide(weight).sum())
     again = network.cross_entropy_gradient(
         logits,
@@ -218,8 +238,7 @@ def test_cross_entropy(dtype, team, held, rows, V, seed, smoothing, weighted, st
         plan=plan,
         seed=seed,
     )
-    # exp of a difference of numbers of that size, each rounded to float32
-    close(again, expected, V, scale=size)
+    close(again, expected, bounds.loss_gradient(z, expected, w, each[:, None], True))
 
 
 @BOTH
@@ -243,13 +262,15 @@ def test_linear_cross_entropy_in_parts(dtype, rows, V, columns, seed):
     for first, part in parts:
         network.linear_cross_entropy_part(state, part, targets, first, plan=Plan(32, 0), seed=seed)
     losses, totals = network.linear_cross_entropy_loss(state, targets, seed=seed)
-    close(losses, exact, V, scale=8.0)
+    ones = np.ones(V)
+    close(losses, exact, bounds.loss(wide(logits), targets, ones, 0.0))
     for first, part in parts:
         network.linear_cross_entropy_gradient(
             part, totals, targets, first, scale=scale, plan=Plan(32, 0), seed=seed
         )
     dlogits = np.concatenate([part for _, part in parts], axis=1)
-    close(dlogits, vjp[0](np.full(rows, wide(scale)[0])), V, scale=8.0)
+    expected = vjp[0](np.full(rows, wide(scale)[0]))
+    close(dlogits, expected, bounds.loss_gradient(wide(logits), expected, ones, wide(scale), True))
 
 
 def test_a_target_that_is_no_class_gives_nan_and_reads_nothing():
@@ -278,12 +299,20 @@ def test_embedding(dtype, n, V, C, padding, accumulate, seed):
     dy = normal(seed + 1, n, C, dtype=dtype)
     expected = tt.ops.embedding.reference(wide(weight), ids, padding_idx=padding)[1][0](wide(dy))
     out = normal(seed + 2, V, C) if accumulate else None
+    bound = n * bounds.U * embedded(np.abs(wide(dy)), ids, V)
     if accumulate:
-        expected = expected + wide(out)
+        expected, bound = expected + wide(out), bound + bounds.U * np.abs(wide(out))
     dweight = network.embedding_backward(
         dy, ids, V, out=out, padding_idx=padding, chunk=8, seed=seed
     )
-    close(dweight, expected, n, scale=4.0)
+    close(dweight, expected, bound)
+
+
+def embedded(rows, ids, V):
+    """Each row added to that of its id."""
+    out = np.zeros((V, rows.shape[1]))
+    np.add.at(out, ids, rows)
+    return out
 
 
 def test_an_id_out_of_range_gives_nan():
@@ -304,6 +333,54 @@ def test_plans_hold_every_width_or_say_that_they_do_not():
 
 
 # --- a test of the tests -------------------------------------------------------------------------
+
+Z = wide(normal(0, 6, 512))
+LABELS = np.arange(6)
+ONES = np.ones(512)
+
+
+def one_term_short(x):
+    """softmax whose sum lacks the last term."""
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e[:, :-1].sum(-1, keepdims=True)
+
+
+def unbiased(x):
+    """Layer norm by the variance that divides by one less."""
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True, ddof=1) + 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "exact", "bound"),
+    [
+        (one_term_short(Z), tt.ops.softmax.reference(Z)[0], bounds.softmax(Z)),
+        (
+            np.log(one_term_short(Z)),
+            tt.ops.log_softmax.reference(Z)[0],
+            bounds.log_softmax(Z),
+        ),
+        (
+            -np.log(one_term_short(Z))[LABELS, LABELS],
+            tt.ops.cross_entropy.reference(Z, LABELS, None, reduction="none")[0],
+            bounds.loss(Z, LABELS, ONES, 0.0),
+        ),
+        (
+            unbiased(Z),
+            tt.ops.layer_norm.reference(Z, None, None, eps=1e-2)[0],
+            bounds.LayerNorm(Z, 1e-2).y(1.0, 0.0),
+        ),
+        (
+            tt.ops.gelu.reference(Z, approximate="tanh")[0],
+            tt.ops.gelu.reference(Z)[0],
+            bounds.gelu(Z, 0.0),
+        ),
+        (Z[1:].sum(0), Z.sum(0), bounds.sums(Z)),
+    ],
+    ids=["softmax", "log_softmax", "loss", "layer_norm", "gelu", "sum"],
+)
+def test_bounds_are_narrower_than_a_small_mistake(wrong, exact, bound):
+    with pytest.raises(AssertionError, match="over the bound"):
+        bounds.close(wrong.astype(np.float32), exact, bound)
 
 
 @pytest.mark.parametrize(

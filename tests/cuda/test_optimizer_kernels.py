@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinytensor as tt
-from tests.cuda.kernel_cases import BOTH, close, examples, normal, seeds, sizes, wide
+from tests.cuda import bounds
+from tests.cuda.bounds import close
+from tests.cuda.kernel_cases import BOTH, examples, normal, seeds, sizes, wide
 from tinytensor.cuda import optimizer
 from tinytensor.optim.adamw import adamw_update
 from tinytensor.random import Draw, words32
@@ -86,8 +88,11 @@ def test_global_norm_and_clipping(dtype, counts, blocks, seed):
     norm, scale = optimizer.global_norm(arrays, 1.5, blocks, seed)
     again = optimizer.global_norm(arrays, 1.5, blocks, seed + 1)
     np.testing.assert_array_equal(norm, again[0])
-    close(norm, np.array([exact]), max(counts))
-    close(scale, np.array([min(1.0, 1.5 / (exact + 1e-6))]), max(counts))
+    # A thread adds its squares in float32, all else is float64; √ halves a relative error.
+    unit = (-(-max(counts) // 256) + 8) * bounds.U / 2
+    close(norm, np.array([exact]), unit * exact)
+    factor = min(1.0, 1.5 / (exact + 1e-6))
+    close(scale, np.array([factor]), (unit + (2 + bounds.F) * bounds.U) * factor)
     for array in arrays:
         expected = (array.astype(np.float32) * scale).astype(dtype)
         optimizer.scale_in_place(array, scale, seed)

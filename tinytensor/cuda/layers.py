@@ -220,31 +220,30 @@ def cuda_linear_cross_entropy(
     def logits_of(part: slice) -> Array:
         return product(rows[part], weight.swapaxes(0, 1), bias=bias)
 
-    found = [
-        network.cross_entropy(logits_of(part), classes[part], class_weight, **options)
-        for part in parts
-    ]
-    losses = xp.concatenate([losses for losses, _ in found])
+    losses, totals = xp.empty(len(rows), FLOAT32), xp.empty(len(rows), FLOAT32)
+    for part in parts:
+        out = losses[part], totals[part]
+        network.cross_entropy(logits_of(part), classes[part], class_weight, out=out, **options)
     y, per_row = reduced(losses.reshape(x.shape[:-1]), share, reduction)
 
     def vjp(dy: Array) -> tuple[Any, ...]:
         scale = xp.ascontiguousarray(per_row(dy.astype(FLOAT32)).astype(FLOAT32)).reshape(-1)
         dx = xp.empty(rows.shape, x.dtype)
-        dweight = xp.zeros((V, C), FLOAT32)
-        dbias = None if bias is None else xp.zeros(V, FLOAT32)
-        for part, (_, totals) in zip(parts, found, strict=True):
-            logits = logits_of(part)
+        dweight = xp.empty((V, C), FLOAT32)
+        dbias = None if bias is None else xp.empty(V, FLOAT32)
+        for part in parts:
+            logits, more = logits_of(part), part.start > 0
             dlogits = network.cross_entropy_gradient(
-                logits, totals, classes[part], class_weight, out=logits,
+                logits, totals[part], classes[part], class_weight, out=logits,
                 scale=scale if len(scale) == 1 else scale[part], **options,
             )  # fmt: skip
             product(dlogits, weight, out=dx[part])
-            product(dlogits.swapaxes(0, 1), rows[part], out=dweight, accumulate=True)
+            product(dlogits.swapaxes(0, 1), rows[part], out=dweight, accumulate=more)
             if dbias is not None:
-                network.column_sum(dlogits, out=dbias, accumulate=True)
+                network.column_sum(dlogits, out=dbias, accumulate=more)
         return dx.reshape(x.shape), dweight, dbias, None, None
 
-    return y.astype(x.dtype, copy=False), vjp
+    return y, vjp
 
 
 __all__ = ["EmbeddingGradient"]

@@ -64,13 +64,16 @@ def softmax(
     causal: bool = False,
     visible: Array = None,
     bias: Array = None,
+    scale: float = 1.0,
+    zeros: bool = False,
     plan: Plan | None = None,
     seed: int = 0,
 ) -> Array:
-    """softmax(x) or log_softmax(x) over the last axis, at most one mask applied first.
+    """softmax(scale · x) or log_softmax over the last axis, at most one mask applied before.
 
     `causal`: x (..., queries, keys), query i sees keys 0 … i. `visible`: booleans, `bias`:
-    numbers like x; (rows, columns) for the last rows of x, repeated for the axes before.
+    numbers that are added; (rows, columns) for the last rows of x, repeated for the axes before.
+    A row that sees nothing is nan, or 0 with `zeros`.
     """
     mask = 1 if causal else 2 if visible is not None else 3 if bias is not None else 0
     if log and mask:
@@ -96,7 +99,7 @@ def softmax(
         (plan.blocks(rows),),
         (plan.threads,),
         [y, x, seen, added],
-        [rows, columns, queries, mask_rows],
+        [rows, columns, queries, mask_rows, scale, int(zeros)],
         seed,
         defines=variant(plan, columns, y, x, added, LOG=int(log), MASK=mask),
     )
@@ -284,17 +287,18 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     gradient: Array = None,
     scale: Array = None,
+    out: tuple[Array, Array] | None = None,
     plan: Plan | None = None,
     seed: int = 0,
 ) -> tuple[Array, Array]:
-    """(losses, log-sum-exps) of logits (rows, V) for targets (rows,), float32.
+    """(losses, log-sum-exps) of logits (rows, V) for targets (rows,), float32, in `out` if given.
 
     With `gradient` (rows, V), which may be `logits` itself, also dlogits times `scale`, an array of
     one number or of one a row, in the same launch.
     """
     xp = array_module(logits)
     rows, V = logits.shape
-    losses, totals = xp.empty(rows, FLOAT32), xp.empty(rows, FLOAT32)
+    losses, totals = out or (xp.empty(rows, FLOAT32), xp.empty(rows, FLOAT32))
     if weight is not None:
         weight = contiguous(weight.astype(logits.dtype, copy=False))
     if gradient is not None and scale is None:

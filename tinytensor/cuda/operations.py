@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..backend import when_cupy_arrives
-from ..ops.elementwise import erf
 from ..tensor import Operation
 from .device import SimArray
 
@@ -43,14 +42,7 @@ def kernel_for(operation: Operation) -> Callable[[Implementation], Implementatio
     return add
 
 
-def _erf(x: Any) -> Any:
-    """erf on "cuda-sim": the reference asks CuPy for it, which is not there."""
-    y, vjp = erf.reference(x.host)
-    return SimArray(y), lambda dy: SimArray(vjp(dy.host))
-
-
-erf.register(SimArray)(_erf)
-
-
 from . import layers as layers  # noqa: E402 (these import kernel_for from here)
+from . import pointwise as pointwise  # noqa: E402
 from . import products as products  # noqa: E402
+from . import sampling as sampling  # noqa: E402

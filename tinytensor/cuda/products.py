@@ -17,8 +17,9 @@ from ..ops.attention import scaled_dot_product_attention
 from ..ops.linalg import linear, matmul
 from ..ops.network import NO_DRAW
 from ..random import Draw
+from . import elementwise, network
 from .attention import Attention, backward, decode, forward, refusal
-from .matmul import DTYPES, product
+from .matmul import DTYPES, FLOAT32, product
 from .operations import kernel_for
 
 
@@ -101,18 +102,19 @@ def cuda_attention(
     scale: float | None = None,
     draw: Draw = NO_DRAW,
 ) -> Any:
-    """Attention that never holds (queries, keys); masks and heads over 128 are left to the
-    reference.
-    """
-    if mask is not None or not 0 <= dropout_p < 1 or not 2 <= q.ndim <= 4:
-        return NotImplemented
-    if not q.ndim == k.ndim == v.ndim or not type(q) is type(k) is type(v):
+    """Attention that never holds (queries, keys), but with a mask or with heads over 128."""
+    if not 0 <= dropout_p < 1 or not type(q) is type(k) is type(v):
         return NotImplemented
     lead: Any = (None,) * (4 - q.ndim) or ...
     given: Any = (0,) * (4 - q.ndim) or ...
+    if (
+        mask is not None
+        or not q.ndim == k.ndim == v.ndim
+        or not 2 <= q.ndim <= 4
+        or refusal(q[lead], k[lead], v[lead])
+    ):
+        return _attention_in_parts(q, k, v, mask, Attention(is_causal, scale, dropout_p, draw))
     q, k, v = q[lead], k[lead], v[lead]
-    if refusal(q, k, v):
-        return NotImplemented
     if q.shape[2] == 1 and not is_causal and not dropout_p and not state.recording:
         return decode(q, k, v, scale)[0][given], None
     how = Attention(is_causal, scale, dropout_p, draw)
@@ -123,6 +125,57 @@ def cuda_attention(
         return dq[given], dk[given], dv[given], None
 
     return y[given], vjp
+
+
+def _attention_in_parts(q: Array, k: Array, v: Array, mask: Array, how: Attention) -> Any:
+    """Attention in three kernels, product, masked softmax, product, with the weights between them.
+
+    The scores and the softmax are float32, whatever q is.
+    """
+    shapes = q.shape, k.shape, v.shape
+    if not _products_of(q, k) or v.dtype != q.dtype or min(map(len, shapes)) < 2:
+        return NotImplemented
+    if 0 in sum(shapes, ()) or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        return NotImplemented
+    if mask is not None and (type(mask) is not type(q) or mask.dtype.kind in "iu"):
+        return NotImplemented
+    scale = 1 / math.sqrt(q.shape[-1]) if how.scale is None else how.scale
+    scores = product(q, k.swapaxes(-1, -2), dtype=FLOAT32)
+    masks = _mask_of_rows(mask, scores, how.is_causal)
+    w = network.softmax(scores, **masks, scale=scale, zeros=True)
+
+    def drop(x: Array) -> Array:
+        return elementwise.dropout(x, how.dropout_p, how.draw) if how.dropout_p else x
+
+    dtype, additive = q.dtype, "bias" in masks
+    dropped = drop(w).astype(dtype, copy=False)
+
+    def vjp(dy: Array) -> tuple[Array | None, ...]:
+        dy = _like(dy, v)
+        dw = drop(product(dy, v.swapaxes(-1, -2), dtype=FLOAT32))
+        dscores = network.softmax_backward(dw, w)
+        ds = elementwise.apply("scale", dscores, s=scale).astype(dtype, copy=False)
+        return (
+            product(ds, k),
+            product(ds.swapaxes(-1, -2), q),
+            product(dropped.swapaxes(-1, -2), dy),
+            _like(dscores, mask) if additive else None,
+        )
+
+    return product(dropped, v), vjp
+
+
+def _mask_of_rows(mask: Array, scores: Array, is_causal: bool) -> dict[str, Any]:
+    """The mask as `network.softmax` takes it: of the last rows of the scores, one for each row."""
+    if mask is None:
+        return {"causal": is_causal}
+    xp, kind = array_module(scores), "visible" if mask.dtype.kind == "b" else "bias"
+    if is_causal:
+        seen = xp.tri(*scores.shape[-2:], dtype=bool)
+        mask = mask & seen if kind == "visible" else xp.where(seen, _like(mask, scores), -math.inf)
+    while mask.ndim > 2 and mask.shape[0] == 1:
+        mask = mask[0]
+    return {kind: xp.broadcast_to(mask, scores.shape[-max(2, mask.ndim) :])}
 
 
 def _products_of(a: Array, b: Array) -> bool:

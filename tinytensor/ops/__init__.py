@@ -10,6 +10,7 @@ import sys
 
 from ..tensor import _register_namespace
 from .attention import *
+from .choosing import *
 from .elementwise import *
 from .indexing import *
 from .linalg import *

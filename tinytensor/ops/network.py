@@ -43,11 +43,12 @@ Body = Callable[..., tuple[Array, VJP]]
 NO_DRAW = Draw(0, 0)  # a default that says: reserve one from a generator, if anything is dropped
 
 
-def at_least_float32(body: Body) -> Body:
+def at_least_float32(body: Body, rounded: bool = True) -> Body:
     """The body of an operation on real numbers, which computes in float32 if they are narrower.
 
     bfloat16 has 8 bits of precision: a sum of 300 ones is 256. So narrow inputs are widened, and
-    only the result is rounded back to the dtype of the first. An integer first input is refused.
+    only the result is rounded back to the dtype of the first, or not even that. An integer first
+    input is refused.
     """
 
     @functools.wraps(body)
@@ -60,9 +61,10 @@ def at_least_float32(body: Body) -> Body:
         if x.dtype.itemsize >= 4:
             return body(x, *others, **options)
         y, vjp = body(_widened(x), *map(_widened, others), **options)
+        y = y.astype(x.dtype) if rounded else y
         if isinstance(vjp, tuple):
-            return y.astype(x.dtype), tuple(f and _on_wide_gradient(f) for f in vjp)
-        return y.astype(x.dtype), vjp and _on_wide_gradient(vjp)
+            return y, tuple(f and _on_wide_gradient(f) for f in vjp)
+        return y, vjp and _on_wide_gradient(vjp)
 
     return computed
 
@@ -226,7 +228,7 @@ def check_range(name: str, noun: str, ids: Array, size: int, things: str) -> Non
 
 
 @op
-@at_least_float32
+@functools.partial(at_least_float32, rounded=False)
 def linear_cross_entropy(
     x: Array,
     weight: Array,
@@ -243,7 +245,8 @@ def linear_cross_entropy(
     x (..., C), weight (V, C), bias (V,) or None, target (...), class_weight (V,) or None. The
     logits of `block` rows at a time are made (by default about 4 million numbers), used and
     dropped; the backward pass makes them again. Of a block of rows with dlogits from cross_entropy:
-    dx = dlogits · weight, dweight += dlogitsᵀ · x, dbias += Σ dlogits.
+    dx = dlogits · weight, dweight += dlogitsᵀ · x, dbias += Σ dlogits. Of bfloat16 inputs the
+    products are bfloat16 in the fast versions, and the loss is float32 in all.
     """
     target = bottom(target)
     if weight.ndim != 2 or tuple(x.shape[-1:]) != tuple(weight.shape[1:]):
