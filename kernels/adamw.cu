@@ -12,6 +12,8 @@
 // Layout: count numbers each, contiguous; m, v and master float32. A thread has 8 neighbours, so its
 // loads of m and v are two of 16 bytes. Bytes an element: 28 in float32 (4 read, 3 written, 4 bytes
 // each), 30 with a master, 22 stochastic. Arithmetic: 12 operations, one root, one division.
+//
+// set_factors: the seven numbers, passed by value, to where adamw reads them.
 #include "philox.cuh"
 #include "types.cuh"
 
@@ -34,7 +36,7 @@
 extern "C" __global__ void __launch_bounds__(256)
     adamw(real* x, float* master, float* m, float* v, const gradient_type* gradient,
           const float* factors, const float* scale, long long count, unsigned long long key,
-          unsigned long long counter) {
+          unsigned long long counter, const unsigned long long* origin) {
     constexpr int N = 8;
     long long block = (long long)blockIdx.x * blockDim.x + threadIdx.x, at = block * N;
     if (at >= count) return;
@@ -49,7 +51,10 @@ extern "C" __global__ void __launch_bounds__(256)
     float eps = factors[4], rate = factors[5], decay = factors[6];
     float clip = scale ? *scale : 1.0f;
     unsigned long long words[4];
-    if (KEEP == STOCHASTIC) philox(words, key, counter + block);
+    if (KEEP == STOCHASTIC) {
+        begin_draw(origin, key, counter);
+        philox(words, key, counter + block);
+    }
 #pragma unroll
     for (int j = 0; j < N; j++) {
         bool same = __float_as_uint(to_float(from_float<real>(kept[j]))) == __float_as_uint(value[j]);
@@ -74,4 +79,11 @@ extern "C" __global__ void __launch_bounds__(256)
     store(m + at, mean, left, ALIGNED);
     store(v + at, square, left, ALIGNED);
     if (KEEP == MASTER) store(master + at, kept, left, ALIGNED);
+}
+
+extern "C" __global__ void set_factors(float* factors, float beta1, float rest1, float beta2,
+                                       float rest2, float eps, float rate, float decay) {
+    if (threadIdx.x > 0) return;
+    factors[0] = beta1, factors[1] = rest1, factors[2] = beta2, factors[3] = rest2;
+    factors[4] = eps, factors[5] = rate, factors[6] = decay;
 }

@@ -140,13 +140,15 @@ extern "C" __global__ void __launch_bounds__(128)
                       int H, int L, int S, int D, long long q_b, long long q_h, long long q_t,
                       long long k_b, long long k_h, long long k_t, long long v_b, long long v_h,
                       long long v_t, float scale, int causal, unsigned int threshold,
-                      float keep_scale, unsigned long long key, unsigned long long counter) {
+                      float keep_scale, unsigned long long key, unsigned long long counter,
+                      const unsigned long long* origin) {
     DYNAMIC_SHARED(char, shared);
     char *q_tile = shared, *slots = shared + ROWS * PITCH * 16;
     constexpr int SLOT = COLUMNS * PITCH * 16;  // of k; v lies behind it
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, bh = blockIdx.x, b = bh / H, h = bh % H;
     int first = (gridDim.y - 1 - blockIdx.y) * ROWS, mine = first + warp * BLOCKS * 16;
     q += b * q_b + h * q_h, k += b * k_b + h * k_h, v += b * v_b + h * v_h;
+    if (DROPOUT) begin_draw(origin, key, counter);
     Dropout dropout{key, counter, threshold, keep_scale};
     int seen = keys_seen(first + ROWS, S, causal), steps = (seen + COLUMNS - 1) / COLUMNS;
 
@@ -237,7 +239,8 @@ extern "C" __global__ void __launch_bounds__(128)
                    long long dy_b, long long dy_h, long long dy_t, long long q_b, long long q_h,
                    long long q_t, long long k_b, long long k_h, long long k_t, long long v_b,
                    long long v_h, long long v_t, float scale, int causal, unsigned int threshold,
-                   float keep_scale, unsigned long long key, unsigned long long counter) {
+                   float keep_scale, unsigned long long key, unsigned long long counter,
+                   const unsigned long long* origin) {
     DYNAMIC_SHARED(char, shared);
     char *k_tile = shared, *v_tile = shared + ROWS * PITCH * 16,
          *slots = v_tile + ROWS * PITCH * 16;
@@ -247,6 +250,7 @@ extern "C" __global__ void __launch_bounds__(128)
     q += b * q_b + h * q_h, k += b * k_b + h * k_h, v += b * v_b + h * v_h;
     dy += b * dy_b + h * dy_h;
     log_sum_exp += (long long)bh * L, delta += (long long)bh * L;
+    if (DROPOUT) begin_draw(origin, key, counter);
     Dropout dropout{key, counter, threshold, keep_scale};
     int begin = first_query(first, causal, BACK),
         steps = L > begin ? (L - begin + BACK - 1) / BACK : 0;
@@ -312,7 +316,8 @@ extern "C" __global__ void __launch_bounds__(128)
                  long long dy_b, long long dy_h, long long dy_t, long long q_b, long long q_h,
                  long long q_t, long long k_b, long long k_h, long long k_t, long long v_b,
                  long long v_h, long long v_t, float scale, int causal, unsigned int threshold,
-                 float keep_scale, unsigned long long key, unsigned long long counter) {
+                 float keep_scale, unsigned long long key, unsigned long long counter,
+                 const unsigned long long* origin) {
     DYNAMIC_SHARED(char, shared);
     char *q_tile = shared, *dy_tile = shared + ROWS * PITCH * 16;
     char* slots = dy_tile + ROWS * PITCH * 16;
@@ -322,6 +327,7 @@ extern "C" __global__ void __launch_bounds__(128)
     q += b * q_b + h * q_h, k += b * k_b + h * k_h, v += b * v_b + h * v_h;
     dy += b * dy_b + h * dy_h;
     log_sum_exp += (long long)bh * L, delta += (long long)bh * L;
+    if (DROPOUT) begin_draw(origin, key, counter);
     Dropout dropout{key, counter, threshold, keep_scale};
     int seen = keys_seen(first + ROWS, S, causal), steps = (seen + BACK - 1) / BACK;
 

@@ -77,11 +77,12 @@ extern "C" __global__ void __launch_bounds__(256)
                             long long q_t, long long k_b, long long k_h, long long k_t,
                             long long v_b, long long v_h, long long v_t, float scale, int causal,
                             unsigned int threshold, float keep_scale, unsigned long long key,
-                            unsigned long long counter) {
+                            unsigned long long counter, const unsigned long long* origin) {
     __shared__ float q_tile[ROWS * PITCH], kv_tile[ROWS * PITCH], weights[ROWS * (ROWS + 1)];
     int tx = threadIdx.x % 16, ty = threadIdx.x / 16, bh = blockIdx.x, b = bh / H, h = bh % H;
     int first = (gridDim.y - 1 - blockIdx.y) * ROWS;  // the longest rows start first
     q += b * q_b + h * q_h, k += b * k_b + h * k_h, v += b * v_b + h * v_h;
+    if (DROPOUT) begin_draw(origin, key, counter);
     Dropout dropout{key, counter, threshold, keep_scale};
     float sums[2][EACH] = {}, highest[2] = {-INFINITE, -INFINITE}, total[2] = {};
     load_rows(q_tile, q, q_t, first, L, D);
@@ -156,7 +157,8 @@ extern "C" __global__ void __launch_bounds__(256)
                          long long q_b, long long q_h, long long q_t, long long k_b, long long k_h,
                          long long k_t, long long v_b, long long v_h, long long v_t, float scale,
                          int causal, unsigned int threshold, float keep_scale,
-                         unsigned long long key, unsigned long long counter) {
+                         unsigned long long key, unsigned long long counter,
+                         const unsigned long long* origin) {
     DYNAMIC_SHARED(float, shared);
     float *k_tile = shared, *v_tile = k_tile + ROWS * PITCH, *q_tile = v_tile + ROWS * PITCH;
     float *dy_tile = q_tile + ROWS * PITCH, *dropped = dy_tile + ROWS * PITCH;
@@ -165,6 +167,7 @@ extern "C" __global__ void __launch_bounds__(256)
     int first = blockIdx.y * ROWS;
     q += b * q_b + h * q_h, k += b * k_b + h * k_h, v += b * v_b + h * v_h;
     dy += b * dy_b + h * dy_h;
+    if (DROPOUT) begin_draw(origin, key, counter);
     Dropout dropout{key, counter, threshold, keep_scale};
     float dk_sums[2][EACH] = {}, dv_sums[2][EACH] = {};
     load_rows(k_tile, k, k_t, first, S, D);
@@ -204,7 +207,7 @@ extern "C" __global__ void __launch_bounds__(256)
                        long long q_t, long long k_b, long long k_h, long long k_t, long long v_b,
                        long long v_h, long long v_t, float scale, int causal,
                        unsigned int threshold, float keep_scale, unsigned long long key,
-                       unsigned long long counter) {
+                       unsigned long long counter, const unsigned long long* origin) {
     DYNAMIC_SHARED(float, shared);
     float *k_tile = shared, *v_tile = k_tile + ROWS * PITCH, *q_tile = v_tile + ROWS * PITCH;
     float *dy_tile = q_tile + ROWS * PITCH, *ds_tile = dy_tile + ROWS * PITCH;
@@ -212,6 +215,7 @@ extern "C" __global__ void __launch_bounds__(256)
     int first = (gridDim.y - 1 - blockIdx.y) * ROWS;
     q += b * q_b + h * q_h, k += b * k_b + h * k_h, v += b * v_b + h * v_h;
     dy += b * dy_b + h * dy_h;
+    if (DROPOUT) begin_draw(origin, key, counter);
     Dropout dropout{key, counter, threshold, keep_scale};
     float sums[2][EACH] = {};
     load_rows(q_tile, q, q_t, first, L, D);

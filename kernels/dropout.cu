@@ -16,13 +16,14 @@
 
 extern "C" __global__ void __launch_bounds__(256)
     dropout(real* y, const real* x, long long count, unsigned int threshold, float scale,
-            unsigned long long key, unsigned long long counter) {
+            unsigned long long key, unsigned long long counter, const unsigned long long* origin) {
     long long block = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (8 * block >= count) return;
     unsigned long long words[4];
     int left = (int)min(8ll, count - 8 * block);
     float v[8];
     load(v, x + 8 * block, left, ALIGNED);
+    begin_draw(origin, key, counter);
     philox(words, key, counter + block);
 #pragma unroll
     for (int j = 0; j < 8; j++) {

@@ -2,6 +2,13 @@
 // equal bit for bit to tinytensor.random.philox_words.
 #pragma once
 
+// A draw of a captured step counts from `origin`, a key and a counter that are written before each
+// replay; elsewhere it is null.
+__device__ __forceinline__ void begin_draw(const unsigned long long* origin, unsigned long long& key,
+                                           unsigned long long& counter) {
+    if (origin) key = origin[0], counter += origin[1];
+}
+
 __device__ void philox(unsigned long long words[4], unsigned long long key,
                        unsigned long long counter) {
     unsigned long long x0 = counter, x1 = 0, x2 = 0, x3 = 0, key1 = 0;

@@ -1,12 +1,15 @@
 // Random numbers by counter, as tinytensor.random makes them: element i of a draw depends on the key,
 // the counter and i alone.
 //
+// random_words: the 64-bit words themselves, four a thread; all other numbers are made of them.
 // random_uniform: u_i = (32-bit word i >> 8) · 2⁻²⁴, then low + u (high - low): the CPU's bits.
 // random_normal: √(-2 ln(1 - u_i)) times cos(2π u_(pairs + i)), and in the second half sin: the CPU's
 // formula and words; logarithm, sine and cosine differ from its library's by units in the last place.
 //
 // Layout: count contiguous float32; a thread makes 8 uniform numbers, or 8 pairs of normal ones, which
 // takes one or two Philox blocks (three where the second half begins inside one). Bytes: the output.
+//
+// set_origin: what the draws of a captured step are counted from, written before each replay.
 #include "philox.cuh"
 
 __device__ __forceinline__ float unit(const unsigned long long (&words)[4], int i) {
@@ -17,11 +20,25 @@ __device__ __forceinline__ float unit(const unsigned long long (&words)[4], int 
 }
 
 extern "C" __global__ void __launch_bounds__(256)
+    random_words(unsigned long long* x, long long count, unsigned long long key,
+                 unsigned long long counter, const unsigned long long* origin) {
+    long long block = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (4 * block >= count) return;
+    unsigned long long words[4];
+    begin_draw(origin, key, counter);
+    philox(words, key, counter + block);
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        if (4 * block + j < count) x[4 * block + j] = words[j];
+}
+
+extern "C" __global__ void __launch_bounds__(256)
     random_uniform(float* x, long long count, unsigned long long key, unsigned long long counter,
-                   float low, float width, int plain) {
+                   float low, float width, int plain, const unsigned long long* origin) {
     long long block = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (8 * block >= count) return;
     unsigned long long words[4];
+    begin_draw(origin, key, counter);
     philox(words, key, counter + block);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
@@ -33,11 +50,12 @@ extern "C" __global__ void __launch_bounds__(256)
 
 extern "C" __global__ void __launch_bounds__(256)
     random_normal(float* x, long long count, unsigned long long key, unsigned long long counter,
-                  float mean, float std, int plain) {
+                  float mean, float std, int plain, const unsigned long long* origin) {
     long long pairs = (count + 1) / 2;
     long long first = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (first >= pairs) return;
     unsigned long long radii[4], angles[4], next[4];
+    begin_draw(origin, key, counter);
     philox(radii, key, counter + first / 8);
     philox(angles, key, counter + (pairs + first) / 8);
     int shift = (int)((pairs + first) % 8);
@@ -51,4 +69,9 @@ extern "C" __global__ void __launch_bounds__(256)
         x[i] = plain ? one : __fadd_rn(__fmul_rn(one, std), mean);
         if (pairs + i < count) x[pairs + i] = plain ? two : __fadd_rn(__fmul_rn(two, std), mean);
     }
+}
+
+extern "C" __global__ void set_origin(unsigned long long* origin, unsigned long long key,
+                                      unsigned long long counter) {
+    if (threadIdx.x == 0) origin[0] = key, origin[1] = counter;
 }

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import Array, DType, default_dtype, is_floating
+from .backend import CPU, Array, DType, default_dtype, is_floating
+from .backend import device as where
 
 WORDS_PER_BLOCK = 4
 _MASK = (1 << 64) - 1
@@ -27,23 +29,61 @@ PIECE = 1 << 15  # normal numbers made at a time
 
 
 class Draw(NamedTuple):
-    """A stretch of random words: the key they are made with, and the block that they begin at."""
+    """A stretch of random words: the key they are made with, and the block that they begin at.
+
+    In a captured step both are known at each replay only: `origin`, two uint64 on the device, then
+    holds the key and what is added to the counter (`key` says nothing).
+    """
 
     key: int
     counter: int
+    origin: Array = None
+
+
+class Origin(NamedTuple):
+    """What the draws of a captured step are counted from: seed and counter of a generator as the
+    capture found it, and the two words on the device that hold those of a replay.
+    """
+
+    seed: int
+    counter: int
+    words: Array
+
+
+# While a step is captured (cuda/graph.py), what tells a generator's origin.
+_origin_of: Callable[[Generator], Origin] | None = None
+
+
+@contextmanager
+def counted_from(origin_of: Callable[[Generator], Origin]) -> Iterator[None]:
+    """Inside the `with` block draws are made relative to the origin of their generator."""
+    global _origin_of
+    _origin_of = origin_of
+    try:
+        yield
+    finally:
+        _origin_of = None
 
 
 class Generator:
     """A seed and a position. Every draw moves the position on; the pair is the whole state.
 
+    One generator serves every device, with the same numbers on each. `device` says, as in PyTorch,
+    for which it is meant, and decides nothing.
+
     >>> a = Generator(1)
     >>> a.reserve(10)
-    Draw(key=1, counter=0)
+    Draw(key=1, counter=0, origin=None)
     >>> a.get_state()
     {'seed': 1, 'counter': 3}
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, device: where | str = CPU) -> None:
+        if isinstance(seed, str | where):
+            raise TypeError(
+                f"Generator: the first argument is the seed; write Generator(device={str(seed)!r})"
+            )
+        self.device = where(device)
         self.manual_seed(seed)
 
     def manual_seed(self, seed: int) -> Generator:
@@ -52,6 +92,11 @@ class Generator:
             raise TypeError(f"manual_seed: the seed must be an integer, not {seed!r}")
         if not -(1 << 63) <= seed.__index__() <= _MASK:
             raise ValueError(f"manual_seed: the seed {seed} does not fit in 64 bits")
+        if _origin_of is not None:
+            raise RuntimeError(
+                "manual_seed: a captured step draws from where its generator stands when it is "
+                "called; seed before the call"
+            )
         self._seed = seed.__index__() & _MASK
         self._counter = 0
         return self
@@ -83,8 +128,20 @@ class Generator:
         computed yet.
         """
         draw = Draw(self._seed, self._counter)
-        self._counter = (self._counter + -(-words // WORDS_PER_BLOCK)) & _MASK
-        return draw
+        origin = None if _origin_of is None else _origin_of(self)
+        self.skip(-(-words // WORDS_PER_BLOCK))
+        if origin is None:
+            return draw
+        if origin.seed != self._seed:
+            raise RuntimeError(
+                "a captured step gave its generator the state of another seed; every replay "
+                "begins where the generator stands when the step is called"
+            )
+        return Draw(0, (draw.counter - origin.counter) & _MASK, origin.words)
+
+    def skip(self, blocks: int) -> None:
+        """Move on by `blocks` blocks of four 64-bit words, as drawing them would."""
+        self._counter = (self._counter + blocks) & _MASK
 
 
 default_generator = Generator(67280421310721)
@@ -118,6 +175,11 @@ class _NumpyPhilox(threading.local):
         self.state: Any = self.bits.state
 
     def words(self, draw: Draw, count: int) -> np.ndarray[Any, Any]:
+        if draw.origin is not None:
+            raise RuntimeError(
+                "random numbers on the CPU cannot be drawn in a captured step, where each replay "
+                "has its own; draw them on the device (device=), or before the call"
+            )
         # NumPy increments the counter before it makes a block, so it starts one earlier.
         inner = self.state["state"]
         inner["counter"][:] = (
@@ -132,9 +194,29 @@ class _NumpyPhilox(threading.local):
 _numpy_philox = _NumpyPhilox()
 
 
+class Kernels(NamedTuple):
+    """What makes random numbers on arrays of a module: `words(draw, count, module)`, and in float32
+    `uniform(shape, draw, low, high, module)` and `normal(shape, draw, mean, std, module)`.
+    """
+
+    words: Callable[..., Array]
+    uniform: Callable[..., Array]
+    normal: Callable[..., Array]
+
+
+_kernels: dict[Any, Kernels] = {}
+
+
+def register_kernels(module: Any, kernels: Kernels) -> None:
+    """Let the random numbers of this array module be made by `kernels`."""
+    _kernels[module] = kernels
+
+
 def words(draw: Draw, count: int, xp: Any = np) -> Array:
     """The first `count` 64-bit words of `draw`: uint64, on the device of module `xp`."""
-    return _numpy_philox.words(draw, count) if xp is np else philox_words(draw, count, xp)
+    if xp is np:
+        return _numpy_philox.words(draw, count)
+    return _kernels[xp].words(draw, count, xp) if xp in _kernels else philox_words(draw, count, xp)
 
 
 def philox_words(draw: Draw, count: int, xp: Any = np) -> Array:
@@ -142,14 +224,19 @@ def philox_words(draw: Draw, count: int, xp: Any = np) -> Array:
     blocks = -(-count // WORDS_PER_BLOCK)
     u64 = xp.uint64
     x0 = xp.arange(blocks, dtype=u64) + u64(draw.counter)
+    if draw.origin is not None:
+        x0 = x0 + draw.origin[1:]
     x1 = x2 = x3 = xp.zeros(blocks, u64)
-    key0, key1 = draw.key, 0
-    for _ in range(10):
+    for number in range(10):
         high0, low0 = _multiply_wide(x0, 0xD2E7470EE14C6C93, xp)
         high1, low1 = _multiply_wide(x2, 0xCA5A826395121157, xp)
-        x0, x1, x2, x3 = high1 ^ x1 ^ u64(key0), low1, high0 ^ x3 ^ u64(key1), low0
-        key0 = (key0 + 0x9E3779B97F4A7C15) & _MASK  # the golden ratio
-        key1 = (key1 + 0xBB67AE8584CAA73B) & _MASK  # the square root of three, minus one
+        golden = number * 0x9E3779B97F4A7C15 & _MASK  # the golden ratio
+        key1 = u64(number * 0xBB67AE8584CAA73B & _MASK)  # the square root of three, minus one
+        if draw.origin is None:
+            key0 = u64((draw.key + golden) & _MASK)
+        else:
+            key0 = draw.origin[:1] + u64(golden)
+        x0, x1, x2, x3 = high1 ^ x1 ^ key0, low1, high0 ^ x3 ^ key1, low0
     return xp.stack([x0, x1, x2, x3], axis=1).reshape(-1)[:count]
 
 
@@ -186,7 +273,7 @@ def unit(
     """
     if first:
         each = WORDS_PER_BLOCK * (1 if dtype == np.float64 else 2)  # numbers in a block
-        draw = Draw(draw.key, (draw.counter + first // each) & _MASK)
+        draw = draw._replace(counter=(draw.counter + first // each) & _MASK)
         skipped = first % each
         return unit(draw, skipped + count, dtype, xp)[skipped:]
     if dtype == np.float64:
@@ -212,6 +299,8 @@ def uniform(
     """An array of numbers uniform on [low, high)."""
     count = math.prod(shape)
     draw = (generator or default_generator).reserve(words_needed(count, dtype))
+    if xp in _kernels and dtype != np.float64:
+        return _kernels[xp].uniform(tuple(shape), draw, low, high, xp).astype(dtype, copy=False)
     x = unit(draw, count, dtype, xp)
     if (low, high) != (0.0, 1.0):
         x = x * (high - low) + low
@@ -233,6 +322,8 @@ def normal(
     count = math.prod(shape)
     pairs = -(-count // 2)
     draw = (generator or default_generator).reserve(words_needed(2 * pairs, dtype))
+    if xp in _kernels and dtype != np.float64:
+        return _kernels[xp].normal(tuple(shape), draw, mean, std, xp).astype(dtype, copy=False)
     if xp is np:
         x = _normal_in_pieces(draw, pairs, dtype)[:count]
     else:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinytensor.cuda import bench, bench_cases
-from tinytensor.cuda.bench_cases import Bench, Timing, against
+from tinytensor.cuda.bench_cases import Bench, Peers, Timing, against
 from tinytensor.cuda.groups import FAILED, GOOD, Journal, Row, read_journal
 
 SIM = "cuda-sim"
@@ -25,7 +25,7 @@ def rows_of(tmp_path, group, torch):
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("group", ["matmul", "attention", "rows", "optimizer"])
+@pytest.mark.parametrize("group", bench_cases.GROUPS)
 def test_groups_run_without_pytorch(tmp_path, group):
     rows = rows_of(tmp_path, group, torch=False)
     assert rows
@@ -35,10 +35,13 @@ def test_groups_run_without_pytorch(tmp_path, group):
 
 @pytest.mark.compiler
 @pytest.mark.parity
-@pytest.mark.parametrize("group", ["matmul", "attention"])
+@pytest.mark.parametrize("group", ["matmul", "attention", "rows", "optimizer", "training"])
 def test_groups_run_beside_pytorch(tmp_path, group):
     rows = rows_of(tmp_path, group, torch=True)
-    assert all(row.state == GOOD and row.numbers["ratio"] > 0 for row in rows)
+    assert all(row.state == GOOD for row in rows)
+    assert "PyTorch" in str([row.text for row in rows]) or group == "attention"
+    assert all(row.numbers["ratio"] > 0 for row in rows if row.case != "copy")
+    assert not any("failed" in row.text.replace("cuBLAS by CuPy failed", "") for row in rows)
 
 
 @pytest.mark.parity
@@ -61,11 +64,35 @@ def test_the_model_is_the_same_in_pytorch():
 
 
 def test_the_ratio_is_to_the_fastest_peer():
-    times = {"a": Timing(2.0, 2.0, 2.0, 0.1), "b": Timing(1.0, 1.0, 1.0, 0.1)}
+    times = Peers()
+    times |= {"a": Timing(2.0, 2.0, 2.0, 0.1), "b": Timing(1.0, 1.0, 1.0, 0.1)}
     numbers = against(Timing(4.0, 3.0, 5.0, 0.1), times, 0.6)
     assert numbers["ratio"] == 0.25
     assert numbers["target"] == 0.6
     assert "ours 4.000 ms (3.000–5.000)" in numbers["text"]
+
+
+def test_a_peer_that_fails_costs_its_own_figure_only():
+    def broken():
+        raise RuntimeError("no\nTriton")
+
+    times = Peers()
+    times.time("a", lambda: Timing(2.0, 2.0, 2.0, 0.1))
+    times.time("b", broken)
+    numbers = against(Timing(4.0, 3.0, 5.0, 0.1), times, 0.6)
+    assert numbers["ratio"] == 0.5
+    assert numbers["text"].endswith("; b failed: RuntimeError: no Triton")
+
+
+def test_what_a_group_leaves_over_goes_to_the_next():
+    assert bench.SECONDS <= 540
+    ends = bench.deadlines(list(bench.BUDGETS), bench.SECONDS)
+    assert list(ends) == list(bench_cases.GROUPS)
+    assert list(ends.values()) == sorted(ends.values())
+    assert ends["losses"] == pytest.approx(bench.SECONDS)
+    assert bench.deadlines(["optimizer", "losses"], 45) == pytest.approx(
+        {"optimizer": 10, "losses": 45}
+    )
 
 
 def test_the_table_says_what_was_missed():

@@ -78,7 +78,7 @@ def findings():
 def test_this_machine(capsys):
     assert doctor.main() in (0, 1)
     printed = capsys.readouterr().out
-    for subject in ("Python", "BLAS", "threads", "C++ compiler", "CuPy", "MPI", "so"):
+    for subject in ("Python", "BLAS", "threads", "C++ compiler", "CuPy", "MPI", "device"):
         assert subject in printed
 
 
@@ -91,9 +91,9 @@ def test_a_machine_with_nothing(monkeypatch, tmp_path, capsys):
     assert doctor.main() == 0
     printed = capsys.readouterr().out
     assert "install g++" in printed
-    assert "device 'cuda' is not there" in printed
+    assert "there is no device 'cuda'" in printed
     assert "pip install 'tinytensor-gpt[mpi]'" in printed
-    assert "device='auto' is 'cpu'" in printed
+    assert "'auto' is 'cpu'" in printed
 
 
 def test_a_driver_without_cupy_is_told_which_wheel(monkeypatch):
@@ -234,3 +234,21 @@ def test_the_command_runs():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert "doctor" in done.stdout
+
+
+def test_the_marks_are_explained_where_there_are_any():
+    good = doctor.Finding("BLAS", doctor.GOOD, "fine")
+    missing = doctor.Finding("MPI", doctor.MISSING, "not there", "pip install it")
+    assert doctor.report([good]) == "  BLAS  fine"
+    lines = doctor.report([good, missing]).splitlines()
+    assert lines[1:3] == ["- MPI   not there", "        → pip install it"]
+    assert lines[-1].startswith("-  is not there")
+    broken = doctor.report([good, missing._replace(state=doctor.BROKEN)])
+    assert broken.splitlines()[-1] == "!  cannot work as it is"
+
+
+def test_the_report_can_be_cut_off():
+    command = f"{sys.executable} -m tinytensor doctor | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip().startswith("Python")
+    assert done.stderr == ""

@@ -1,124 +1,76 @@
-"""`tt.cuda.graph` with a stand-in for CuPy's streams and graphs: what was captured can be replayed.
+"""`tt.cuda.graph` on "cuda-sim": replays are the steps that would have run, and what cannot be
+captured is refused.
 
-The arrays are those of "cuda-sim". While the stand-in captures, kernels are noted and not run; a
-replay runs them, on whatever lies at the addresses by then.
+While a step is captured there, kernels are noted and not run; a replay runs them, on whatever lies
+at the addresses by then.
 """
 
 from __future__ import annotations
 
+import itertools
 import types
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 import tinytensor as tt
 from tinytensor.backend import device
-from tinytensor.cuda import graph as _function  # noqa: F401 (a function, once the front page has it)
-from tinytensor.cuda.device import SimArray, sim
-
-graphs = __import__("sys").modules["tinytensor.cuda.graph"]
-graph = graphs.graph
+from tinytensor.cuda import capture, graph
+from tinytensor.cuda.device import host_copies, sim
+from tinytensor.utils.checkpoint import checkpoint
 
 SIM = "cuda-sim"
 
 
-class Stand:
-    """As much of CuPy as the capture uses; `events` says in which order."""
+class Streams:
+    """Streams of "cuda-sim" that say in which order they wait, begin, end and launch."""
 
-    def __init__(self, dot="digraph { KERNEL }"):
-        self.events, self.dot = [], dot
-        self.capturing: list | None = None
-        self.zeros = sim.zeros
-        stand = self
+    def __init__(self):
+        self.events = []
+        events, outer = self.events, capture
 
-        class OutOfMemoryError(MemoryError):
-            pass
+        class Stream(outer.Stream):
+            current = None
 
-        class Stream:
             def __init__(self, non_blocking=False):
+                super().__init__(non_blocking)
                 self.name = "side" if non_blocking else "main"
 
             def __enter__(self):
-                stand.stream, self.outer = self, stand.stream
+                self.before, Stream.current = Stream.current, self
+                return self
 
             def __exit__(self, *error):
-                stand.stream = self.outer
-
-            def record(self):
-                return self.name
+                Stream.current = self.before
 
             def wait_event(self, event):
-                stand.events.append(f"{self.name} waits for {event}")
-
-            def synchronize(self):
-                if stand.capturing is not None:
-                    raise RuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted")
+                events.append(f"{self.name} waits for {event.name}")
 
             def begin_capture(self):
-                stand.events.append("begin")
-                stand.capturing = []
+                events.append("begin")
+                super().begin_capture()
 
             def end_capture(self):
-                stand.events.append("end")
-                calls, stand.capturing = stand.capturing, None
-                return Captured(calls)
+                events.append("end")
+                found = super().end_capture()
+                launch = found.launch
+                found.launch = lambda stream: (
+                    events.append(f"launch on {stream.name}"), launch(stream),
+                )  # fmt: skip
+                return found
 
-        class Captured:
-            def __init__(self, calls):
-                self.calls = calls
-
-            def launch(self, stream):
-                stand.events.append(f"launch on {stream.name}")
-                for call in self.calls:
-                    call()
-
-            def debug_dot_str(self):
-                return stand.dot
-
-        class MemoryPool:
-            def total_bytes(self):
-                return 0
-
-            def malloc(self, size):
-                raise OutOfMemoryError
-
-        @contextmanager
-        def using_allocator(allocator):
-            stand.allocator = allocator
-            yield
-
-        self.stream = Stream()
-        self.cuda = types.SimpleNamespace(
-            Stream=Stream,
-            MemoryPool=MemoryPool,
-            using_allocator=using_allocator,
-            get_current_stream=lambda: stand.stream,
-            memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-        )
-        self.__name__ = "a stand-in "
-
-    def later(self, call):
-        if self.capturing is None:
-            call()
-        else:
-            self.capturing.append(call)
+        Stream.current = Stream()
+        self.Stream = Stream
 
 
 @pytest.fixture
-def stand(monkeypatch):
-    from tinytensor.cuda import layers, optimizer  # noqa: F401 (registers AdamW's kernel)
-
-    stand = Stand()
+def streams(monkeypatch):
+    streams = Streams()
+    monkeypatch.setattr(sim.cuda, "Stream", streams.Stream)
     monkeypatch.setattr(
-        graphs, "_capturing_module", lambda where: stand if where.type == SIM else None
+        sim.cuda, "get_current_stream", staticmethod(lambda: streams.Stream.current)
     )
-    monkeypatch.setattr(
-        SimArray, "set", lambda x, host: x.__setitem__(..., sim.asarray(host)), raising=False
-    )
-    launch = optimizer.launch
-    monkeypatch.setattr(optimizer, "launch", lambda *a, **o: stand.later(lambda: launch(*a, **o)))
-    return stand
+    return streams
 
 
 def problem(kind=tt.optim.AdamW, **options):
@@ -129,18 +81,14 @@ def problem(kind=tt.optim.AdamW, **options):
     return w, v, kind(groups, lr=0.01, **options)
 
 
-def stepping(stand, w, v, optimizer):
-    """A step whose gradients are its inputs: written by "kernels" that the stand-in notes."""
+def stepping(w, v, optimizer):
+    """A step whose gradients are its inputs."""
 
     def step(dw, dv):
-        for p, dp in ((w, dw), (v, dv)):
-            if p.grad is None:
-                p.grad = tt.zeros(*p.shape, device=SIM)
-                optimizer.flat_gradients()
-            target, source = p.grad.array, dp.array
-            stand.later(lambda target=target, source=source: target.__setitem__(..., source))
+        optimizer.zero_grad()
+        ((w * dw).sum() + (v * dv).sum()).backward()
         optimizer.step()
-        return dw
+        return dw * 2
 
     return step
 
@@ -151,18 +99,18 @@ def gradients(seed):
 
 
 @pytest.mark.compiler
-def test_replays_are_steps_with_their_own_learning_rate_and_number(stand):
+def test_replays_are_steps_with_their_own_learning_rate_and_number():
     w, v, optimizer = problem()
-    captured = graph(stepping(stand, w, v, optimizer), optimizer)
+    captured = graph(stepping(w, v, optimizer), optimizer)
     twin_w, twin_v, twin = problem()
-    plain = stepping(Stand(), twin_w, twin_v, twin)
+    plain = stepping(twin_w, twin_v, twin)
     for number in range(6):
         for group, twin_group in zip(optimizer.param_groups, twin.param_groups, strict=True):
             group["lr"] = twin_group["lr"] = 0.01 * (1 + number)
         result = captured(*gradients(number))
         plain(*gradients(number))
         assert captured.captured == (number >= 2)
-        assert result.tolist() == gradients(number)[0].tolist()
+        assert result.tolist() == (gradients(number)[0] * 2).tolist()
         assert w.tolist() == twin_w.tolist()
         assert v.tolist() == twin_v.tolist()
     first, second = (o.state_dict()["state"] for o in (optimizer, twin))
@@ -171,13 +119,125 @@ def test_replays_are_steps_with_their_own_learning_rate_and_number(stand):
         assert one["exp_avg_sq"].tolist() == other["exp_avg_sq"].tolist()
 
 
+def gpt_steps(captured, autocast=False, dtype=None, steps=5, checkpointing=False, **options):
+    """Losses and norms of a small GPT with dropout, what it ends with, and copies to the host."""
+    from gpt.model import GPT, GPTConfig
+
+    tt.manual_seed(0)
+    config = GPTConfig(vocab_size=17, block_size=12, n_layer=2, n_head=2, n_embd=16, dropout=0.2)
+    model = GPT(config).to(SIM)
+    model.to(dtype) if dtype is not None else None
+    optimizer = tt.optim.AdamW(model.parameters(), **options)
+
+    def step(x, y):
+        with tt.autocast(SIM, enabled=autocast):
+            loss = checkpoint(model, x, y)[1] if checkpointing else model(x, y)[1]
+        optimizer.zero_grad()
+        loss.backward()
+        norm = tt.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss, norm
+
+    run = graph(step, optimizer) if captured else step
+    rng = np.random.default_rng(0)
+    told, copies = [], 0
+    for number in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 / (1 + number)
+        ids = rng.integers(0, 17, (3, 13))
+        x, y = (tt.from_numpy(part.copy()).to(SIM) for part in (ids[:, :-1], ids[:, 1:]))
+        before = host_copies()
+        found = run(x, y)
+        copies += host_copies() - before
+        told.append([number.item() for number in found])
+    weights = [p.detach().float().cpu().numpy() for p in model.parameters()]
+    return told, weights, tt.get_rng_state(), copies
+
+
 @pytest.mark.compiler
-def test_in_which_order_streams_wait(stand):
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"autocast": True},
+        {"dtype": tt.bfloat16},
+        {"dtype": tt.bfloat16, "stochastic_rounding": True},
+        {"checkpointing": True},
+    ],
+    ids=["float32", "autocast", "bfloat16", "rounded at random", "checkpointing"],
+)
+def test_a_captured_training_step_is_the_plain_one_bit_for_bit(how):
+    ours, theirs = gpt_steps(True, **how), gpt_steps(False, **how)
+    assert ours[0] == theirs[0]  # with their own masks, rates and numbers of steps
+    for one, other in zip(ours[1], theirs[1], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert ours[2] == theirs[2]
+    assert (ours[3], theirs[3]) == (0, 0)
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("name", ["dropout", "attention", "rand", "randn", "randint"])
+def test_random_numbers_differ_from_replay_to_replay_as_uncaptured_ones_do(name):
+    x = tt.ones(1, 2, 40, 16, device=SIM)
+    step = {
+        "dropout": lambda x: tt.nn.functional.dropout(x, 0.5),
+        "attention": lambda x: tt.nn.functional.scaled_dot_product_attention(
+            x, x, x, dropout_p=0.5
+        ),
+        "rand": lambda x: x[0, 0, 0] + tt.rand(16, device=SIM),
+        "randn": lambda x: x[0, 0, 0] + tt.randn(16, device=SIM),
+        "randint": lambda x: tt.randint(0, 1000, (16,), device=SIM),
+    }[name]
+    found = []
+    for run in (graph(step, warmup=1), step):
+        tt.manual_seed(7)
+        found.append([run(x).tolist() for _ in range(4)])
+        tt.manual_seed(8)  # between calls it may be seeded
+        found[-1].append(run(x).tolist())
+    assert found[0] == found[1]
+    assert all(a != b for a, b in itertools.combinations(found[0], 2))
+
+
+def test_a_generator_of_one_s_own():
+    generators = [tt.Generator(3) for _ in range(2)]
+    steps = [
+        lambda x, g=g: x + tt.rand(4, generator=g, device=SIM) + tt.rand(4, device=SIM)
+        for g in generators
+    ]
+    found = []
+    for run in (graph(steps[0], warmup=1), steps[1]):
+        tt.manual_seed(1)
+        found.append([run(tt.zeros(4, device=SIM)).tolist() for _ in range(4)])
+    assert found[0] == found[1]
+    assert generators[0].get_state() == generators[1].get_state()
+
+
+def test_seeding_inside_a_captured_step_is_refused():
+    def step(x):
+        tt.manual_seed(1)
+        return tt.nn.functional.dropout(x, 0.5)
+
+    run = after_warmup(step, None, tt.ones(3, device=SIM))
+    with pytest.raises(RuntimeError, match=r"^manual_seed: a captured step draws from"):
+        run(tt.ones(3, device=SIM))
+    tt.manual_seed(1)  # allowed again
+
+
+def test_numbers_drawn_on_the_cpu_are_refused():
+    run = after_warmup(lambda x: x + tt.rand(3).to(SIM), None, tt.ones(3, device=SIM))
+    before = tt.get_rng_state()
+    with pytest.raises(RuntimeError, match="random numbers on the CPU cannot be drawn in a capt"):
+        run(tt.ones(3, device=SIM))
+    assert tt.get_rng_state() == before
+
+
+@pytest.mark.compiler
+def test_in_which_order_streams_wait(streams):
     w, v, optimizer = problem()
-    captured = graph(stepping(stand, w, v, optimizer), optimizer, warmup=1)
+    captured = graph(stepping(w, v, optimizer), optimizer, warmup=1)
     for number in range(3):
         captured(*gradients(number))
-    assert stand.events == [
+    assert streams.events == [
         "side waits for main", "main waits for side",
         "begin", "end", "launch on main", "launch on main",
     ]  # fmt: skip
@@ -209,20 +269,30 @@ def after_warmup(step, optimizer=None, *args, **options):
     return captured
 
 
-def test_reading_a_number_is_refused_with_its_line(stand):
+@pytest.mark.parametrize(
+    "reading",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x[0] > 0),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.cpu(),
+    ],
+    ids=["item", "bool", "mask", "nonzero", "cpu"],
+)
+def test_reading_a_number_is_refused_with_its_line(streams, reading):
     def step(x):
-        loss = x.sum()
-        stand.stream.synchronize()  # what .item() comes to
-        return loss
+        reading(x)
+        return x
 
     captured = after_warmup(step, None, tt.ones(3, device=SIM))
     with pytest.raises(RuntimeError, match=r"reads from the device.*test_graph\.py:\d+ \("):
         captured(tt.ones(3, device=SIM))
-    assert stand.events[-2:] == ["begin", "end"]  # the capture was ended
-    assert stand.capturing is None
+    assert streams.events[-2:] == ["begin", "end"]  # the capture was ended
+    assert not capture.is_capturing()
 
 
-def test_an_error_of_the_step_itself_stays_what_it_is(stand):
+def test_an_error_of_the_step_itself_stays_what_it_is():
     calls = []
 
     def step(x):
@@ -234,45 +304,41 @@ def test_an_error_of_the_step_itself_stays_what_it_is(stand):
     captured = after_warmup(step, None, tt.ones(3, device=SIM))
     with pytest.raises(ZeroDivisionError, match="mine"):
         captured(tt.ones(3, device=SIM))
-    assert stand.capturing is None
+    assert not capture.is_capturing()
 
 
-def test_random_numbers_are_refused(stand):
-    def step(x):
-        return tt.nn.functional.dropout(x, 0.5)
-
-    captured = after_warmup(step, None, tt.ones(3, device=SIM))
-    before = tt.get_rng_state()
-    with pytest.raises(RuntimeError, match="draws random numbers"):
+def test_numbers_of_the_host_in_the_step_are_refused():
+    captured = after_warmup(
+        lambda x: x + tt.tensor([1.0, 2.0, 3.0], device=SIM), None, tt.ones(3, device=SIM)
+    )
+    with pytest.raises(RuntimeError, match=r"copies from the host .* outside of the step"):
         captured(tt.ones(3, device=SIM))
-    assert tt.get_rng_state() == before
 
 
-@pytest.mark.parametrize(("kind", "words"), [("HtoD", "from the host"), ("DtoH", "to it")])
-def test_copies_in_the_graph_are_refused(stand, kind, words):
+def test_copies_to_the_host_in_the_graph_are_refused(monkeypatch):
     captured = after_warmup(lambda x: x, None, tt.ones(3, device=SIM))
-    stand.dot = f'label="0\nMEMCPY\n({kind},28)"'
-    with pytest.raises(RuntimeError, match=words):
+    monkeypatch.setattr(capture.Graph, "debug_dot_str", lambda graph: "MEMCPY\n(DtoH,28)")
+    with pytest.raises(RuntimeError, match="to it"):
         captured(tt.ones(3, device=SIM))
 
 
 @pytest.mark.compiler
-def test_an_optimizer_that_the_graph_does_not_know_is_refused(stand):
+def test_an_optimizer_that_the_graph_does_not_know_is_refused():
     w, v, optimizer = problem()
-    captured = after_warmup(stepping(stand, w, v, optimizer), None, *gradients(0))
+    captured = after_warmup(stepping(w, v, optimizer), None, *gradients(0))
     with pytest.raises(RuntimeError, match=r"not told of.*graph\(step, optimizer\)"):
         captured(*gradients(1))
 
 
 @pytest.mark.compiler
-def test_a_failed_capture_counts_no_update(stand):
+def test_a_failed_capture_counts_no_update():
     w, v, optimizer = problem()
-    inner = stepping(stand, w, v, optimizer)
+    inner = stepping(w, v, optimizer)
 
     def step(*given):
         inner(*given)
-        if stand.capturing is not None:
-            stand.stream.synchronize()
+        if capture.is_capturing():
+            given[0].sum().item()
 
     captured = after_warmup(step, optimizer, *gradients(0))
     with pytest.raises(RuntimeError, match="cannot be captured"):
@@ -280,7 +346,7 @@ def test_a_failed_capture_counts_no_update(stand):
     assert [b.steps for b in optimizer.flat_buffers()] == [[1], [1]]
 
 
-def test_what_a_graph_cannot_follow_is_refused(stand):
+def test_what_a_graph_cannot_follow_is_refused():
     captured = after_warmup(lambda x, scale: x, None, tt.ones(3, device=SIM), 2.0)
     captured(tt.ones(3, device=SIM), 2.0)
     with pytest.raises(ValueError, match=r"argument 1 was 2\.0 when .* is 3\.0 now"):
@@ -295,7 +361,7 @@ def test_what_a_graph_cannot_follow_is_refused(stand):
         graph(lambda: None, warmup=0)
 
 
-def test_the_learning_rate_of_another_optimizer_is_a_constant(stand):
+def test_the_learning_rate_of_another_optimizer_is_a_constant():
     w, _, optimizer = problem(tt.optim.SGD)
     w.grad = tt.ones(5, device=SIM)
     captured = after_warmup(lambda x: optimizer.step(), optimizer, tt.ones(3, device=SIM))
@@ -305,7 +371,7 @@ def test_the_learning_rate_of_another_optimizer_is_a_constant(stand):
         captured(tt.ones(3, device=SIM))
 
 
-def test_tensors_of_the_host_are_moved(stand):
+def test_tensors_of_the_host_are_moved():
     w, _, optimizer = problem(tt.optim.SGD)
     captured = graph(lambda x: x + w, optimizer, warmup=1)
     for value in (1.0, 2.0):
@@ -313,11 +379,62 @@ def test_tensors_of_the_host_are_moved(stand):
     assert captured._captured.inputs[0][0].tolist() == [2.0] * 5
 
 
-def test_memory_that_does_not_suffice(stand):
+def test_memory_that_does_not_suffice(monkeypatch):
+    class OutOfMemoryError(MemoryError):
+        pass
+
+    class Pool(capture.MemoryPool):
+        def malloc(self, size):
+            raise OutOfMemoryError
+
+    allocators = []
+
+    def using_allocator(allocator):
+        allocators.append(allocator)
+        return capture.using_allocator(allocator)
+
+    memory = types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
+    monkeypatch.setattr(sim.cuda, "MemoryPool", Pool)
+    monkeypatch.setattr(sim.cuda, "memory", memory)
+    monkeypatch.setattr(sim.cuda, "using_allocator", using_allocator)
     captured = after_warmup(lambda x: x, None, tt.ones(3, device=SIM))
     with pytest.raises(
         tt.cuda.OutOfMemoryError, match=r"2\.00 GiB, beside 0\.0 GiB.*lower the batch"
     ):
-        stand.allocator(2 << 30)
-    captured(tt.ones(3, device=SIM))
-    assert captured.debug_dot_str() == stand.dot
+        allocators[-1](2 << 30)
+    assert captured(tt.ones(3, device=SIM)).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.compiler
+def test_the_picture_names_the_kernels(tmp_path):
+    w, v, optimizer = problem()
+    step = stepping(w, v, optimizer)
+    captured = after_warmup(step, optimizer, *gradients(0), dot=tmp_path / "step.dot")
+    captured(*gradients(1))
+    text = (tmp_path / "step.dot").read_text()
+    assert text == captured.debug_dot_str()
+    assert text.count('label="adamw"') == 2
+
+
+def test_float64_parameters_cannot_be_captured():
+    w = tt.ones(3, dtype=tt.float64, device=SIM, requires_grad=True)
+    optimizer = tt.optim.AdamW([w])
+
+    def step(x):
+        optimizer.zero_grad()
+        (w * x).sum().backward()
+        optimizer.step()
+
+    captured = after_warmup(step, optimizer, tt.ones(3, dtype=tt.float64, device=SIM))
+    with pytest.raises(RuntimeError, match=r"AdamW of float32 and bfloat16 .* not of float64"):
+        captured(tt.ones(3, dtype=tt.float64, device=SIM))
+
+
+@pytest.mark.compiler
+def test_parameters_that_were_moved_are_noticed():
+    w, v, optimizer = problem()
+    captured = after_warmup(stepping(w, v, optimizer), optimizer, *gradients(0))
+    captured(*gradients(1))
+    w.data = tt.ones(5, dtype=tt.float64, device=SIM)
+    with pytest.raises(RuntimeError, match="have been moved or replaced since the step was capt"):
+        captured(*gradients(2))

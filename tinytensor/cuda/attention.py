@@ -16,7 +16,8 @@ import numpy as np
 from ..backend import Array, array_module, bfloat16
 from ..random import Draw
 from .kernels import Defines, launch
-from .matmul import FLOAT32, limits
+from .matmul import FLOAT32
+from .tiles import limits
 from .views import forward_strided, is_aligned, strides, window
 
 __all__ = ["LARGEST_HEAD", "VARIANTS", "Attention", "backward", "decode", "forward"]
@@ -233,12 +234,12 @@ class _Call:
             name,
             (self.B * self.H, -(-rows // tile)),
             (threads,),
-            [*outputs, *map(window, inputs), *statistics],
+            [*outputs, *map(window, inputs), *statistics, how.draw.origin],
             [
                 *(self.H, self.L, self.S, self.D),
                 *(step for three in steps for step in three),
                 *(scale, int(how.is_causal), threshold, keep_scale),
-                *how.draw,
+                *(how.draw.key, how.draw.counter),
             ],
             defines=defines,
             shared_bytes=shared_bytes,

@@ -5,7 +5,9 @@ the same run: matrix products, attention, softmax, layer norm, cross-entropy, Ad
 124M training step, and 100 losses in bfloat16 beside float32's. Times are medians by CUDA events,
 after a warm-up, on random data, with the L2 cache overwritten before each repetition (which also
 gives Python the time to ask for the kernels before they are timed). One table with the targets
-beside the figures; bench.md and bench.json in FOLDER. `bench_cases.py` has what is timed.
+beside the figures; bench.md and bench.json in FOLDER, written anew after each group. A group that
+exceeds its share of the time is ended, and a peer that fails costs its own figure only.
+`bench_cases.py` has what is timed; `examples/shakespeare_gpu.py` measures the whole recipe.
 
 `--device cuda-sim` runs the same lines in tiny shapes, to see that they run; its times say nothing.
 """
@@ -14,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,14 +34,18 @@ from .groups import (
     run_groups,
     table,
     this_program,
-    write_json,
+    write_tables,
 )
 from .verify import environment
 
 MODULE = "tinytensor.cuda.bench"
-SECONDS = 570.0
-# A child that hangs takes no more than this from those after it.
-LIMITS = {"training": 330.0, "losses": 120.0}
+# What each group may take (most of it is compiling, PyTorch's above all); what one leaves over goes
+# to those after it.
+BUDGETS = {
+    "matmul": 100.0, "attention": 35.0, "rows": 105.0, "optimizer": 20.0, "training": 190.0,
+    "losses": 70.0,
+}  # fmt: skip
+SECONDS = sum(BUDGETS.values())
 
 
 def report(rows: Sequence[Row], facts: dict[str, Any], markdown: bool = False) -> str:
@@ -71,18 +79,46 @@ def child(group: str, where: str, journal: Path, tiny: bool, skip: int) -> int:
     return 0
 
 
-def bench(folder: Path, where: str, only: Sequence[str], seconds: float) -> list[Row]:
-    """The rows of all groups, one group at a time."""
+def bench(
+    folder: Path, where: str, only: Sequence[str], seconds: float
+) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of all groups, one group at a time, and the facts of the machine; the tables in
+    `folder` grow with each group.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    found, facts = environment(where)
+    facts["date"] = datetime.date.today().isoformat()
+    facts["environment"] = {row.case: row.text for row in found}
     tiny = ["--tiny"] if where == "cuda-sim" else []
     command = [*this_program(MODULE), "--device", where, *tiny]
+    ends = deadlines(only, seconds)
+    start = time.monotonic()
 
     def job(name: str) -> Callable[[float], list[Row]]:
-        journal, limit = folder / f"{name}.jsonl", LIMITS.get(name, 150.0)
-        return lambda left: run_group(command, name, journal, min(left, limit))
+        journal = folder / f"{name}.jsonl"
+        return lambda _: run_group(command, name, journal, start + ends[name] - time.monotonic())
 
+    rows: list[Row] = []
     jobs = [(name, job(name)) for name in only]
-    return list(run_groups(jobs, seconds, 1, lambda text: print(text, flush=True)))
+    for more in run_groups(jobs, seconds, 1, lambda text: print(text, flush=True)):
+        rows += more
+        write(folder, rows, facts)
+    return rows, facts
+
+
+def deadlines(only: Sequence[str], seconds: float) -> dict[str, float]:
+    """When each group has to be done: the budgets in their order, scaled to `seconds` in all."""
+    share = seconds / sum(BUDGETS[name] for name in only)
+    return dict(
+        zip(only, itertools.accumulate(share * BUDGETS[name] for name in only), strict=True)
+    )
+
+
+def write(folder: Path, rows: Sequence[Row], facts: dict[str, Any]) -> None:
+    """bench.md and bench.json, with what is known so far."""
+    title = f"# bench, {facts.get('name', facts['device'])}, {facts['date']}"
+    content = {"facts": facts, "rows": [row._asdict() for row in rows]}
+    write_tables(folder / "bench", f"{title}\n\n{report(rows, facts, markdown=True)}\n", content)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,19 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.device == "cuda" and not cuda_device_count():
         print("bench: CuPy sees no GPU here; --device cuda-sim shows that the lines run")
         return 2
-    found, facts = environment(given.device)
-    facts["date"] = datetime.date.today().isoformat()
-    rows = bench(given.out, given.device, given.only, given.seconds)
+    rows, facts = bench(given.out, given.device, given.only, given.seconds)
     print(report(rows, facts))
-    content = {
-        "facts": facts,
-        "environment": [row._asdict() for row in found],
-        "rows": [row._asdict() for row in rows],
-    }
-    write_json(given.out / "bench.json", content)
-    text = f"# bench, {facts.get('name', given.device)}, {facts['date']}\n\n"
-    text += report(rows, facts, markdown=True) + "\n"
-    (given.out / "bench.md").write_text(text, encoding="utf-8")
     return int(any(row.state == FAILED for row in rows))
 
 

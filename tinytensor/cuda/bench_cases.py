@@ -28,6 +28,7 @@ from .device import sim
 from .graph import graph
 from .groups import GOOD, Journal
 from .small_gpt import GPT2, TINY, Sizes, model_class, parameter_groups
+from .tiles import TURNS, WIDE, limits
 
 FLOAT32: DType = np.dtype(np.float32)
 FLUSH_BYTES = 1 << 30  # several times any L2; takes about as long as Python asking for a kernel
@@ -148,9 +149,25 @@ class Bench:
         return float(2 * a.nbytes / (self.time(lambda: self.xp.copyto(b, a)).median / 1e3))
 
 
-def against(ours: Timing, peers: dict[str, Timing], target: float | None, **more: Any) -> Any:
+class Peers(dict[str, Timing]):
+    """The times of others; one that fails says why in its place, and ours is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed: dict[str, str] = {}
+
+    def time(self, name: str, measure: Callable[[], Timing]) -> None:
+        """Set a peer up and time it."""
+        try:
+            self[name] = measure()
+        except Exception as error:
+            self.failed[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def against(ours: Timing, peers: Peers, target: float | None, **more: Any) -> Any:
     """The line of a case that has peers; the ratio is to the fastest that is compared."""
     text = f"ours {_ms(ours)}" + "".join(f", {name} {_ms(t)}" for name, t in peers.items())
+    text += "".join(f"; {name} failed: {why}" for name, why in peers.failed.items())
     numbers: dict[str, Any] = {"ours": ours._asdict(), "text": text, **more}
     numbers |= {name: t._asdict() for name, t in peers.items()}
     if peers:
@@ -168,7 +185,9 @@ def _ms(t: Timing) -> str:
 
 
 def matmul_group(bench: Bench) -> None:
-    """bfloat16 products of GPT-2's layers, x Wᵀ, beside cuBLAS by CuPy and by PyTorch."""
+    """bfloat16 products of GPT-2's layers, x Wᵀ, beside cuBLAS by CuPy and by PyTorch; then the
+    largest of them by each kernel and tile, which is what `tiles.plan_wgmma` is to be judged by.
+    """
     rows = [64] if bench.tiny else [16_384, 65_536]
     pairs = [(48, 32)] if bench.tiny else [
         (2304, 768), (768, 768), (3072, 768), (768, 3072), (50_304, 768),
@@ -179,29 +198,46 @@ def matmul_group(bench: Bench) -> None:
     m, n, k = (64, 48, 32) if bench.tiny else (16_384, 3072, 768)
     bench.case(f"{m}×{k}×{n} dy W", lambda: _matmul(bench, m, k, n, "nn"))
     bench.case(f"{n}×{k}×{m} dyᵀ x", lambda: _matmul(bench, n, k, m, "tn"))
+    hopper = limits(bench.xp).hopper
+    for n, k in pairs:
+        bench.case(
+            f"{m}×{n}×{k} x Wᵀ by matmul_mma",
+            lambda n=n, k=k: _matmul(bench, m, n, k, "nt", kernel="matmul_mma"),  # type: ignore[misc]
+        )
+        for tile in (WIDE, TURNS) if hopper else ():
+            bench.case(
+                f"{m}×{n}×{k} x Wᵀ by matmul_wgmma, 128 × {tile.n}",
+                lambda n=n, k=k, tile=tile: _matmul(  # type: ignore[misc]
+                    bench, m, n, k, "nt", kernel="matmul_wgmma", tile=tile, parts=1
+                ),
+            )
 
 
-def _matmul(bench: Bench, m: int, n: int, k: int, form: str) -> dict[str, Any]:
+def _matmul(bench: Bench, m: int, n: int, k: int, form: str, **how: Any) -> dict[str, Any]:
     a = bench.array(*((m, k) if form[0] == "n" else (k, m)))
     b = bench.array(*((k, n) if form[1] == "n" else (n, k)))
     a, b = (x if f == "n" else x.swapaxes(0, 1) for x, f in zip((a, b), form, strict=True))
     out = bench.xp.empty((m, n), bfloat16)
-    ours = bench.time(lambda: matmul.product(a, b, out=out))
-    peers, notes = {}, {}
-    try:
-        peers["cuBLAS by CuPy"] = bench.time(lambda: bench.xp.matmul(a, b))
-    except Exception as error:  # it may not multiply bfloat16; PyTorch's is the same library
-        notes["cupy"] = str(error)[:200]
-    if bench.torch is not None:
+    ours = bench.time(lambda: matmul.product(a, b, out=out, **how))
+    peers = Peers()
+
+    def theirs() -> Timing:
         x, y = (
             bench.peer(z if f == "n" else z.swapaxes(0, 1))
             for z, f in zip((a, b), form, strict=True)
         )
         x, y = (z if f == "n" else z.t() for z, f in zip((x, y), form, strict=True))
         other = bench.torch.empty((m, n), dtype=x.dtype, device=x.device)
-        peers["cuBLAS by PyTorch"] = bench.time(lambda: bench.torch.mm(x, y, out=other))
+        return bench.time(lambda: bench.torch.mm(x, y, out=other))
+
+    # CuPy's may not multiply bfloat16; PyTorch's is the same library.
+    peers.time("cuBLAS by CuPy", lambda: bench.time(lambda: bench.xp.matmul(a, b)))
+    if bench.torch is not None:
+        peers.time("cuBLAS by PyTorch", theirs)
     rate = 2e-9 * m * n * k / ours.median
-    return against(ours, peers, 0.6, teraflops=rate, notes=notes)  # type: ignore[no-any-return]
+    slow = how.get("kernel") == "matmul_mma" or not limits(bench.xp).hopper
+    target = 0.6 if slow else 0.9
+    return against(ours, peers, target, teraflops=rate)  # type: ignore[no-any-return]
 
 
 # --- attention -----------------------------------------------------------------------------------
@@ -226,9 +262,7 @@ def _attention(bench: Bench, sizes: tuple[int, ...], backward: bool) -> dict[str
         if backward:
             attention.backward(dy, q, k, v, y, totals, how)
 
-    ours = bench.time(run)
-    peers = {}
-    if bench.torch is not None:
+    def theirs() -> Timing:
         torch = bench.torch
         given = [bench.peer(x).transpose(1, 2).requires_grad_(backward) for x in raw[:3]]
         cotangent = bench.peer(raw[3]).transpose(1, 2)
@@ -243,7 +277,11 @@ def _attention(bench: Bench, sizes: tuple[int, ...], backward: bool) -> dict[str
             if backward:
                 torch.autograd.grad(y, given, cotangent)
 
-        peers["flash attention"] = bench.time(other)
+        return bench.time(other)
+
+    ours, peers = bench.time(run), Peers()
+    if bench.torch is not None:
+        peers.time("flash attention", theirs)
     flops = B * H * T * T * D * 2 * (3.5 if backward else 1)
     return against(ours, peers, 0.8, teraflops=flops / ours.median / 1e9)  # type: ignore[no-any-return]
 
@@ -251,7 +289,7 @@ def _attention(bench: Bench, sizes: tuple[int, ...], backward: bool) -> dict[str
 # --- rows, and the optimizer: what moves bytes ---------------------------------------------------
 
 
-def moved(bench: Bench, what: str, ours: Timing, peers: dict[str, Timing], size: float) -> Any:
+def moved(bench: Bench, ours: Timing, peers: Peers, size: float) -> Any:
     """The line of a case that is bound by memory: its share of the bandwidth of a copy."""
     copy = bench.bandwidth()
     rate = size / (ours.median / 1e3)
@@ -293,58 +331,61 @@ def _copy(bench: Bench) -> dict[str, Any]:
 
 
 def _softmax(bench: Bench, rows: int, width: int, dtype: DType, back: bool) -> dict[str, Any]:
-    x = bench.array(rows, width, dtype=dtype)
-    peers, F = {}, bench.torch and bench.torch.nn.functional
+    x, peers = bench.array(rows, width, dtype=dtype), Peers()
+    dy = bench.array(rows, width, dtype=dtype) if back else None
     if back:
-        y, dy = network.softmax(x), bench.array(rows, width, dtype=dtype)
+        y = network.softmax(x)
         ours = bench.time(lambda: network.softmax_backward(dy, y))
     else:
         ours = bench.time(lambda: network.softmax(x))
     if bench.torch is not None:
-        if back:
-            peers["PyTorch"] = _torch_backward(bench, lambda z: F.softmax(z, -1), [x], dy)
-        else:
-            other, z = bench.compiled(lambda z: F.softmax(z, -1)), bench.peer(x)
-            peers["PyTorch"] = bench.time(lambda: other(z))
-    return moved(bench, "softmax", ours, peers, x.nbytes * (3 if back else 2))  # type: ignore[no-any-return]
+        F = bench.torch.nn.functional
+        peers.time("PyTorch", lambda: _torch(bench, lambda z: F.softmax(z, -1), [x], dy))
+    return moved(bench, ours, peers, x.nbytes * (3 if back else 2))  # type: ignore[no-any-return]
 
 
-def _torch_backward(
-    bench: Bench, function: Callable[..., Any], inputs: list[Array], dy: Array
+def _torch(
+    bench: Bench, function: Callable[..., Any], inputs: list[Array], dy: Array = None
 ) -> Timing:
-    """PyTorch's compiled backward pass alone."""
-    given = [bench.peer(x, gradient=True) for x in inputs]
-    y, cotangent = bench.compiled(function)(*given), bench.peer(dy)
+    """PyTorch's compiled forward pass, or with `dy` its compiled backward pass alone."""
+    given = [bench.peer(x, gradient=dy is not None) for x in inputs]
+    other = bench.compiled(function)
+    if dy is None:
+        return bench.time(lambda: other(*given))
+    y, cotangent = other(*given), bench.peer(dy)
     grad = bench.torch.autograd.grad
     return bench.time(lambda: grad(y, given, cotangent, retain_graph=True))
 
 
 def _layer_norm(bench: Bench, rows: int, width: int, dtype: DType, back: bool) -> dict[str, Any]:
     x, weight, bias = (bench.array(*s, dtype=dtype) for s in ((rows, width), (width,), (width,)))
-    peers, F = {}, bench.torch and bench.torch.nn.functional
-
-    def norm(z: Any, w: Any, b: Any) -> Any:
-        return F.layer_norm(z, (width,), w, b)
-
+    dy, peers = bench.array(rows, width, dtype=dtype) if back else None, Peers()
     if back:
-        saved, dy = network.layer_norm(x, weight, bias), bench.array(rows, width, dtype=dtype)
+        saved = network.layer_norm(x, weight, bias)
         ours = bench.time(lambda: network.layer_norm_backward(dy, saved, weight))
-        if bench.torch is not None:
-            peers["PyTorch"] = _torch_backward(bench, norm, [x, weight, bias], dy)
     else:
         ours = bench.time(lambda: network.layer_norm(x, weight, bias))
-        if bench.torch is not None:
-            other, given = bench.compiled(norm), [bench.peer(z) for z in (x, weight, bias)]
-            peers["PyTorch"] = bench.time(lambda: other(*given))
-    return moved(bench, "layer norm", ours, peers, x.nbytes * (3 if back else 2))  # type: ignore[no-any-return]
+    if bench.torch is not None:
+        F = bench.torch.nn.functional
+
+        def norm(z: Any, w: Any, b: Any) -> Any:
+            return F.layer_norm(z, (width,), w, b)
+
+        peers.time("PyTorch", lambda: _torch(bench, norm, [x, weight, bias], dy))
+    return moved(bench, ours, peers, x.nbytes * (3 if back else 2))  # type: ignore[no-any-return]
 
 
 def _cross_entropy(bench: Bench, rows: int, V: int, dtype: DType, back: bool) -> dict[str, Any]:
     x, target = bench.array(rows, V, dtype=dtype), bench.integers(V, rows)
-    peers, F = {}, bench.torch and bench.torch.nn.functional
+    peers = Peers()
 
-    def loss(z: Any, t: Any) -> Any:
-        return F.cross_entropy(z.float(), t)
+    def theirs() -> Timing:
+        F, z, t = bench.torch.nn.functional, bench.peer(x, gradient=back), bench.peer(target)
+        other = bench.compiled(lambda z, t: F.cross_entropy(z.float(), t))
+        if not back:
+            return bench.time(lambda: other(z, t))
+        y, grad = other(z, t), bench.torch.autograd.grad
+        return bench.time(lambda: grad(y, z, retain_graph=True))
 
     if back:
         _, totals = network.cross_entropy(x, target)
@@ -355,15 +396,8 @@ def _cross_entropy(bench: Bench, rows: int, V: int, dtype: DType, back: bool) ->
     else:
         ours = bench.time(lambda: network.cross_entropy(x, target))
     if bench.torch is not None:
-        z, t = bench.peer(x, gradient=back), bench.peer(target)
-        other = bench.compiled(loss)
-        if back:
-            y = other(z, t)
-            grad = bench.torch.autograd.grad
-            peers["PyTorch"] = bench.time(lambda: grad(y, z, retain_graph=True))
-        else:
-            peers["PyTorch"] = bench.time(lambda: other(z, t))
-    return moved(bench, "cross-entropy", ours, peers, x.nbytes * (2 if back else 1))  # type: ignore[no-any-return]
+        peers.time("PyTorch", theirs)
+    return moved(bench, ours, peers, x.nbytes * (2 if back else 1))  # type: ignore[no-any-return]
 
 
 def optimizer_group(bench: Bench) -> None:
@@ -376,22 +410,26 @@ def optimizer_group(bench: Bench) -> None:
 def _adamw(bench: Bench, count: int) -> dict[str, Any]:
     value, gradient, m = (bench.array(count, dtype=FLOAT32, scale=0.02) for _ in range(3))
     v = m * m
-    factors = bench.xp.asarray(optimizer.adamw_factors(10, weight_decay=0.1, **LEARNING))  # type: ignore[arg-type]
-    ours = bench.time(lambda: optimizer.adamw(value, gradient, m, v, factors))
-    peers = {}
-    if bench.torch is not None:
+    options: dict[str, Any] = {"step": 10, "weight_decay": 0.1, **LEARNING}
+    factors = optimizer.factors_for(value, options)
+    ours, peers = bench.time(lambda: optimizer.adamw(value, gradient, m, v, factors)), Peers()
+
+    def theirs() -> Timing:
         p = bench.peer(value, gradient=True)
         p.grad = bench.peer(gradient)
         fused = bench.where != "cuda-sim"
         other = bench.torch.optim.AdamW([p], weight_decay=0.1, fused=fused, **LEARNING)
-        peers["PyTorch fused"] = bench.time(other.step)
-    return moved(bench, "AdamW", ours, peers, 4.0 * count * 7)  # type: ignore[no-any-return]
+        return bench.time(other.step)
+
+    if bench.torch is not None:
+        peers.time("PyTorch fused", theirs)
+    return moved(bench, ours, peers, 4.0 * count * 7)  # type: ignore[no-any-return]
 
 
 def _norm(bench: Bench, count: int) -> dict[str, Any]:
     gradient = bench.array(count, dtype=FLOAT32)
     ours = bench.time(lambda: optimizer.global_norm([gradient], 1.0))
-    return moved(bench, "norm", ours, {}, 4.0 * count)  # type: ignore[no-any-return]
+    return moved(bench, ours, Peers(), 4.0 * count)  # type: ignore[no-any-return]
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -470,7 +508,7 @@ def training_group(bench: Bench) -> None:
 
 
 def _training(bench: Bench, sizes: Sizes, B: int) -> dict[str, Any]:
-    steps, warm = (1, 1) if bench.tiny else (10, 5)
+    steps, warm = (2, 2) if bench.tiny else (10, 5)  # a third call captures
     data = batches(sizes, B, 4)
     tokens = B * sizes.T
     rates: dict[str, float] = {}

@@ -4,11 +4,13 @@ A `SimArray` holds a NumPy array and hides it. As with CuPy, a calculation with 
 refused, a sum over everything is an array without axes and not a Python number, and
 `numpy.asarray(x)` is an error: what runs on "cuda-sim" copies nothing to the host that is not asked
 for. `host_copies` counts what is. Operations run their references through the module `sim`, NumPy
-under another name; those with a kernel run it in the simulator (`operations.py`).
+under another name; those with a kernel run it in the simulator (`operations.py`). A step can be
+captured, as on a GPU, and replayed (`capture.py`).
 """
 
 from __future__ import annotations
 
+import operator
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from ..backend import DType, device, register_array_type
+from . import capture
 
 __all__ = ["SimArray", "host_copies", "sim"]
 
@@ -32,6 +35,7 @@ def host_copies() -> int:
 
 def _count() -> None:
     global _host_copies
+    capture.refuse_reading()
     _host_copies += 1
 
 
@@ -160,13 +164,19 @@ class SimArray(NDArrayOperatorsMixin):
 
     def __getitem__(self, index: Any) -> SimArray:
         index = _opened(index)
+        _no_mask(index)
         found = self.host[index]
         if isinstance(found, np.generic):  # a view all the same, as CuPy has it
             found = self.host[(*index, ...) if isinstance(index, tuple) else (index, ...)]
+        elif capture.is_capturing() and not np.may_share_memory(found, self.host):
+            found = capture.made(operator.getitem, (self.host, index), {})
         return SimArray(found)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self.host[_opened(index)] = _opened(value)
+        index, value = _opened(index), _opened(value)
+        if np.ndim(value):
+            _no_mask(index)
+        capture.noted("setitem", lambda: self.host.__setitem__(index, value))
 
     def __iter__(self) -> Iterator[SimArray]:
         return (self[i] for i in range(len(self)))
@@ -192,6 +202,13 @@ def _opened(value: Any) -> Any:
     return value
 
 
+def _no_mask(index: Any) -> None:
+    """A GPU has to be waited for to know how many numbers a mask selects."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(x, np.ndarray) and x.dtype == np.bool_ for x in parts):
+        capture.refuse_reading()
+
+
 def _closed(value: Any) -> Any:
     """Arrays and NumPy scalars as arrays of the device."""
     if isinstance(value, np.ndarray | np.generic):
@@ -205,7 +222,8 @@ def _closed(value: Any) -> Any:
 
 def _call(function: Callable[..., Any], args: Any, options: dict[str, Any]) -> Any:
     out = options.get("out")
-    result = function(*_opened(tuple(args)), **{k: _opened(v) for k, v in options.items()})
+    opened = {k: _opened(v) for k, v in options.items()}
+    result = capture.made(function, _opened(tuple(args)), opened)
     if out is not None:
         return out[0] if isinstance(out, tuple) and len(out) == 1 else out
     return _closed(result)
@@ -234,9 +252,8 @@ class _Method:
         self.array, self.function = array, function
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        result = self.function(
-            *_opened(tuple(args)), **{key: _opened(value) for key, value in options.items()}
-        )
+        opened = {key: _opened(value) for key, value in options.items()}
+        result = capture.made(self.function, _opened(tuple(args)), opened)
         return self.array if result is self.array.host else _closed(result)
 
 
@@ -268,10 +285,14 @@ class _Namespace:
         return found
 
 
-class _Cuda:
+class _Cuda(capture.Cuda):
     """`sim.cuda`: as much of `cupy.cuda` as the engine asks."""
 
     Device = _Device
+
+
+def _copied(held: Any, dtype: Any, copy: bool) -> np.ndarray[Any, Any]:
+    return np.array(held, dtype=dtype, copy=True if copy else None)
 
 
 class _Sim(_Namespace):
@@ -284,8 +305,11 @@ class _Sim(_Namespace):
 
     def array(self, data: Any, dtype: Any = None, copy: bool = True) -> SimArray:
         """A new array of the device; NumPy arrays are copied to it."""
-        held = data.host if isinstance(data, SimArray) else data
-        return SimArray(np.array(held, dtype=dtype, copy=True if copy else None))
+        if isinstance(data, SimArray):
+            return SimArray(capture.made(_copied, (data.host, dtype, copy), {}))
+        if capture.is_capturing():  # refused later, by the graph's description, as on a GPU
+            capture.noted("MEMCPY (HtoD)", lambda: None)
+        return SimArray(np.array(data, dtype=dtype, copy=True if copy else None))
 
     def asarray(self, data: Any, dtype: Any = None) -> SimArray:
         """`data` on the device: itself if it is there, else a copy."""

@@ -15,7 +15,16 @@ from ..random import Draw
 from .kernels import launch
 from .rows import DTYPES, FLOAT32, contiguous, count_of, flat_variant
 
-__all__ = ["FAMILY", "apply", "dropout", "gelu", "gelu_backward", "random_normal", "random_uniform"]
+__all__ = [
+    "FAMILY",
+    "apply",
+    "dropout",
+    "gelu",
+    "gelu_backward",
+    "random_normal",
+    "random_uniform",
+    "random_words",
+]
 
 # Name -> (number of arrays, expression of their elements a, b, c and the scalars s, t).
 FAMILY = {
@@ -23,12 +32,15 @@ FAMILY = {
     "subtract": (2, "__fsub_rn(a, b)"),
     "multiply": (2, "__fmul_rn(a, b)"),
     "divide": (2, "__fdiv_rn(a, b)"),
+    "divide_backward": (3, "(-__fmul_rn(a, __fdiv_rn(b, c)))"),
     "scale": (1, "__fmul_rn(s, a)"),
     "axpy": (2, "__fadd_rn(__fmul_rn(s, a), b)"),
     "multiply_add": (3, "__fadd_rn(__fmul_rn(a, b), c)"),
     "relu": (1, "(a > 0.0f || a != a ? a : 0.0f)"),
-    "relu_backward": (2, "(b > 0.0f ? a : 0.0f)"),
+    "relu_backward": (2, "(b <= 0.0f ? 0.0f : a)"),
     "exp": (1, "expf(a)"),
+    "erf": (1, "erff(a)"),
+    "erf_backward": (2, "(a * 1.1283791671f * expf(-b * b))"),
     "tanh": (1, "tanhf(a)"),
     "tanh_backward": (2, "(a * (1.0f - b * b))"),
     "sigmoid": (1, "(1.0f / (1.0f + expf(-a)))"),
@@ -122,8 +134,17 @@ def dropout(x: Array, p: float, draw: Draw, seed: int = 0) -> Array:
     threshold = min(round(p * 2**32), 2**32 - 1)
     scalars = [count, threshold, np.float32(1 / (1 - p)), draw.key, draw.counter]
     defines = flat_variant(y, x)
-    launch("dropout", _blocks(count, 8), (256,), [y, x], scalars, seed, defines=defines)
+    arrays = [y, x, draw.origin]
+    launch("dropout", _blocks(count, 8), (256,), arrays, scalars, seed, defines=defines)
     return y
+
+
+def random_words(draw: Draw, count: int, xp: Any = np, seed: int = 0) -> Array:
+    """The first `count` 64-bit words of `draw`: those of `tinytensor.random.words`."""
+    words = xp.empty(count, np.uint64)
+    scalars = [count, draw.key, draw.counter]
+    launch("random_words", _blocks(count, 4), (256,), [words, draw.origin], scalars, seed)
+    return words
 
 
 def _random(
@@ -140,7 +161,7 @@ def _random(
     count = math.prod(shape)
     threads = count if kernel == "random_uniform" else -(-count // 2)
     scalars = [count, draw.key, draw.counter, a, b, int(plain)]
-    launch(kernel, _blocks(threads, 8), (256,), [x], scalars, seed)
+    launch(kernel, _blocks(threads, 8), (256,), [x, draw.origin], scalars, seed)
     return x
 
 

@@ -19,35 +19,39 @@ GPU to run them. Captured, they are asked for once:
 The first calls run plainly (kernels are compiled, memory is found), the next one captures, and from
 then on a call copies its tensors to where the graph reads them and launches it. So n calls are n
 steps. The learning rate and the number of the step are inputs too: seven numbers of each AdamW
-update are computed anew and copied (`kernels/adamw.cu`). On "cpu" and "cuda-sim" every call runs
-plainly, and the same script works everywhere.
+update are computed anew and put on the device (`kernels/adamw.cu`). So is where the random
+generators stand: each replay draws the masks that the plain step would have drawn. On "cuda-sim"
+steps are captured as well (`capture.py`); on "cpu" every call runs plainly, and the same script
+works everywhere.
 
 A graph repeats addresses, so what it needs lives in a memory pool of its own, and repeats numbers,
-so whatever would read from the device or draw random numbers while it is captured is refused.
+so whatever would read from the device while it is captured is refused.
 """
 
 from __future__ import annotations
 
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..autograd import note_write
-from ..backend import CPU, Array, OutOfMemoryError, cupy, device, to_device
+from ..backend import CPU, Array, OutOfMemoryError, device, module_for, to_device
 from ..func import tree_leaves, tree_map
-from ..random import default_generator
+from ..random import Generator, Origin, counted_from
 from ..tensor import Tensor, as_tensor
+from .kernels import launch
+from .optimizer import FACTORS, adamw_factors, put_factors, recorded_by
 
 __all__ = ["Graph", "graph"]
 
 PACKAGE = str(Path(__file__).parent.parent)
 OPTIONS = ("lr", "betas", "eps", "weight_decay")  # of an update, by the names of a group's entries
-FACTORS = 7  # numbers of an update: kernels/adamw.cu
 
 
 def graph(
@@ -93,6 +97,7 @@ class Graph:
         self._captured: _Captured | None = None
         self._stream: Any = None
         self._pool: Any = None
+        _graphs.add(self)
 
     @property
     def captured(self) -> bool:
@@ -165,33 +170,26 @@ class Graph:
         with self._own_memory(module, False):
             inputs = tree_map(_copy, (args, options))
         self._stream.synchronize()
-        position = default_generator.get_state()
+        randomness = _Randomness(module)
         updates = _Updates(self.optimizers, module)
         with self._own_memory(module, True):
             self._stream.begin_capture()
             try:
-                with updates.recorded(), _no_waiting(module):
+                with updates.recorded(), randomness.recorded(), _no_waiting(module):
                     result = _detached(self.step(*inputs[0], **inputs[1]))
             except BaseException as error:
                 with suppress(Exception):  # what was captured so far is thrown away
                     self._stream.end_capture()
-                default_generator.set_state(position)
+                randomness.take_back()
                 updates.take_back()
                 if isinstance(error, Exception) and (reason := _why(error)):
                     raise RuntimeError(reason) from error
                 raise
             captured = self._stream.end_capture()
-        if default_generator.get_state() != position:
-            default_generator.set_state(position)
-            updates.take_back()
-            raise RuntimeError(
-                "graph: the step draws random numbers (dropout, perhaps), and every replay would "
-                "draw the same ones; call model.eval(), set dropout to 0, or leave this step "
-                "uncaptured"
-            )
+        randomness.take_back()  # nothing has run yet: the replay counts
+        updates.take_back()
         text = str(captured.debug_dot_str())
         if "HtoD" in text or "DtoH" in text:
-            updates.take_back()
             kind = "from the host to the device" if "HtoD" in text else "from the device to it"
             raise RuntimeError(
                 f"graph: the step copies {kind} while it is captured, and every replay would read "
@@ -199,8 +197,16 @@ class Graph:
             )
         if self.dot is not None:
             Path(self.dot).write_text(text, encoding="utf-8")
-        updates.take_back()  # nothing has run yet: the replay counts
-        return _Captured(captured, inputs, result, updates)
+        return _Captured(captured, inputs, result, updates, randomness)
+
+
+# The graphs that are still referred to, for `tt.cuda.memory_allocated`.
+_graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
+
+
+def live_pools() -> list[Any]:
+    """The memory pools of all graphs."""
+    return [graph._pool for graph in _graphs if graph._pool is not None]
 
 
 def _is_list(x: Any) -> bool:
@@ -208,8 +214,8 @@ def _is_list(x: Any) -> bool:
 
 
 def _capturing_module(where: device) -> Any:
-    """CuPy for a device whose work can be captured, None for the others."""
-    return cupy() if where.type == "cuda" else None
+    """The array module of a device whose work can be captured, None for the others."""
+    return None if where.type == "cpu" else module_for(where)
 
 
 def _detached(result: Any) -> Any:
@@ -239,10 +245,12 @@ class _Captured(NamedTuple):
     inputs: Any
     result: Any
     updates: _Updates
+    randomness: _Randomness
 
     def replay(self, module: Any, args: Any, options: Any) -> Any:
         self._write_inputs((args, options))
         self.updates.write()
+        self.randomness.write()
         self.graph.launch(module.cuda.get_current_stream())
         return self.result
 
@@ -286,9 +294,10 @@ class _Update(NamedTuple):
 
 
 class _Updates:
-    """Finds the AdamW updates in a captured step, and computes their numbers for each replay."""
+    """The AdamW updates in a captured step, and their numbers, computed for each replay."""
 
     def __init__(self, optimizers: Sequence[Any], module: Any) -> None:
+        self.optimizers = optimizers
         self.groups = [(group, dict(group)) for opt in optimizers for group in opt.param_groups]
         self.buffers = [
             (buffer, _group_of(opt, buffer)) for opt in optimizers for buffer in opt.flat_buffers()
@@ -298,19 +307,13 @@ class _Updates:
         self.updates: list[_Update] = []
         # A row for each update; there are as many as runs of parameters at most.
         rooms = 4 * sum(len(buffer.parameters) for buffer, _ in self.buffers)
-        self.numbers = np.zeros((max(1, rooms), FACTORS), np.float32)
-        self.factors = module.zeros(self.numbers.shape, np.float32)
+        self.factors = module.zeros((max(1, rooms), FACTORS), np.float32)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Inside the `with` block updates take their numbers from `factors`."""
-        global _recorder
-        _listen(type(self.factors))
-        _recorder = self.record
-        try:
+        with recorded_by(self.record):
             yield
-        finally:
-            _recorder = None
 
     def record(self, value: Array, options: dict[str, Any]) -> Array:
         """The row of `factors` for an update of `value`."""
@@ -328,7 +331,7 @@ class _Updates:
                 "tt.cuda.graph(step, optimizer)"
             )
         first, row = starts.index(offset), len(self.updates)
-        if row == len(self.numbers):
+        if row == len(self.factors):
             raise RuntimeError(f"graph: more than {row} updates in one step")
         follows = tuple(name for name in OPTIONS if options[name] == group[name])
         ahead = options["step"] - 1 - self.before[self._place(buffer)][first]
@@ -350,8 +353,6 @@ class _Updates:
 
     def write(self) -> None:
         """Copy the numbers of the next replay to the device, and count its updates."""
-        from .optimizer import adamw_factors
-
         self._check()
         for row, update in enumerate(self.updates):
             options = {
@@ -359,16 +360,27 @@ class _Updates:
                 for name in OPTIONS
             }
             step = update.buffer.steps[update.first] + update.ahead + 1
-            self.numbers[row] = adamw_factors(step, **options)
-        if self.updates:
-            self.factors.set(self.numbers)
+            put_factors(self.factors[row], adamw_factors(step, **options))
         for (buffer, _), counts in zip(self.buffers, self.counts, strict=True):
             note_write(buffer.values)
             buffer.steps[:] = [n + more for n, more in zip(buffer.steps, counts, strict=True)]
 
     def _check(self) -> None:
         """Refuse a change that the graph cannot follow."""
+        now = [buffer for opt in self.optimizers for buffer in opt.flat_buffers()]
+        if [id(buffer) for buffer in now] != [id(buffer) for buffer, _ in self.buffers]:
+            raise RuntimeError(
+                "graph: the optimizer's parameters have been moved or replaced since the step was "
+                "captured; make a new one"
+            )
+        moved = {
+            id(group)
+            for (_, group), counts in zip(self.buffers, self.counts, strict=True)
+            if any(counts)
+        }
         for group, captured in self.groups:
+            if id(group) not in moved:  # the step does not update it
+                continue
             mine = [update for update in self.updates if update.group is group]
             for name, value in captured.items():
                 if name in ("params", "initial_lr") or group[name] == value:
@@ -386,37 +398,40 @@ def _group_of(optimizer: Any, buffer: Any) -> dict[str, Any]:
     return next(g for g in optimizer.param_groups if any(p is first for p in g["params"]))
 
 
-# Who gives the AdamW updates of a step that is being captured their numbers.
-_recorder: Callable[[Array, dict[str, Any]], Array] | None = None
+# --- the random numbers --------------------------------------------------------------------------
 
 
-_listening: set[type] = set()
+class _Randomness:
+    """The generators that a captured step draws from, and where each stands, for each replay."""
 
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.origins: dict[Generator, Origin] = {}
+        self.blocks: dict[Generator, int] = {}  # that a replay draws
 
-def _listen(kind: type) -> None:
-    """Let AdamW updates of arrays of type `kind` ask the recorder first, where there is one."""
-    if kind in _listening:
-        return
-    _listening.add(kind)
-    from ..optim.adamw import adamw_update
-    from .optimizer import adamw
+    def recorded(self) -> AbstractContextManager[None]:
+        """Inside the `with` block draws are counted from what lies on the device by then."""
+        return counted_from(self.origin_of)
 
-    plain = adamw_update.dispatch(kind)
+    def origin_of(self, generator: Generator) -> Origin:
+        origin = self.origins.get(generator)
+        if origin is None:
+            words = self.module.empty(2, np.uint64)
+            origin = self.origins[generator] = Origin(**generator.get_state(), words=words)
+        return origin
 
-    def update(
-        value: Array, gradient: Array, exp_avg: Array, exp_avg_sq: Array, scratch: Array, **how: Any
-    ) -> None:
-        if _recorder is None:
-            plain(value, gradient, exp_avg, exp_avg_sq, scratch, **how)
-        elif value.dtype != np.float32 or gradient.dtype != np.float32:
-            raise RuntimeError(
-                f"graph: only AdamW of float32 parameters can be captured, not of {value.dtype}; "
-                "with tt.autocast the parameters stay float32"
-            )
-        else:
-            adamw(value, gradient, exp_avg, exp_avg_sq, _recorder(value, how))
+    def take_back(self) -> None:
+        """Put the generators back to where they stood: what was captured has drawn nothing yet."""
+        for generator, (seed, counter, _) in self.origins.items():
+            self.blocks[generator] = generator.get_state()["counter"] - counter
+            generator.set_state({"seed": seed, "counter": counter})
 
-    adamw_update.register(kind)(update)
+    def write(self) -> None:
+        """Tell the next replay where the generators stand, and move them on."""
+        for generator, (_, _, words) in self.origins.items():
+            state = generator.get_state()
+            launch("set_origin", (1,), (32,), [words], [state["seed"], state["counter"]])
+            generator.skip(self.blocks[generator])
 
 
 # --- what cannot be captured ---------------------------------------------------------------------
@@ -441,7 +456,7 @@ def _no_waiting(module: Any) -> Iterator[None]:
 def _why(error: Exception) -> str | None:
     """The sentence for an error that the capture is the reason of; None for others."""
     text = f"{type(error).__name__}: {error}"
-    if not any(word in text for word in ("Synchroniz", "apture", "apturing", "sync")):
+    if not any(word in text for word in ("ynchroniz", "StreamCapture", "stream capture")):
         return None
     place = ""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

@@ -3,7 +3,8 @@
 A kernel that writes where it must not ends its process's use of the GPU ("sticky" errors), and one
 that never ends has to be stopped from outside. So the parent starts a child for each group, with a
 time limit. A child writes a line before and after each case; where it died, the parent starts
-another behind that case.
+another behind that case. The tables are written anew after each group, so that a run that is ended
+from outside leaves what it found.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,7 +118,7 @@ def run_group(
             return rows + lost
         tail = " ".join(output.split())[-300:]
         if code is None:
-            text = f"not finished after {seconds:.0f} s and ended; {tail}"
+            text = f"not finished after {seconds:.0f} s and ended, with the cases after it; {tail}"
             return [*rows, *lost, Row(group, unfinished or "(start)", FAILED, text)]
         if code != LOST or unfinished is not None:
             text = f"the process ended with code {code}: {tail}"
@@ -150,8 +151,10 @@ def run_groups(
     seconds: float,
     workers: int,
     say: Callable[[str], None] = print,
-) -> Iterator[Row]:
-    """The rows of all jobs, each a function of the seconds that are left, `workers` at a time."""
+) -> Iterator[list[Row]]:
+    """The rows of each job, a function of the seconds that are left, as soon as it is done;
+    `workers` run at a time.
+    """
     ends = time.monotonic() + seconds
 
     def work(name: str, job: Callable[[float], list[Row]]) -> list[Row]:
@@ -166,8 +169,8 @@ def run_groups(
         return rows
 
     with ThreadPoolExecutor(workers) as pool:
-        for future in [pool.submit(work, name, job) for name, job in jobs]:
-            yield from future.result()
+        for future in as_completed([pool.submit(work, name, job) for name, job in jobs]):
+            yield future.result()
 
 
 def this_program(module: str) -> list[str]:
@@ -186,9 +189,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], markdown: bool =
     return "\n".join("  ".join(line).rstrip() for line in [lines[0], rule, *lines[1:]])
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Written whole or not at all."""
+def write_tables(path: Path, markdown: str, content: Any) -> None:
+    """`path`.md and `path`.json, each written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    for suffix, text in ((".md", markdown), (".json", json.dumps(content, indent=1))):
+        part = path.with_suffix(".part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path.with_suffix(suffix))

@@ -2,24 +2,29 @@
 
 On NumPy arrays (and those of the device "cuda-sim") a kernel runs in the simulator (`simulator.py`,
 needs a C++ compiler); on CuPy arrays it is compiled by NVRTC and runs on the GPU. Arguments follow
-the kernel's signature: `arrays` fill its pointers (outputs, then inputs; None is a null pointer),
-`scalars` the rest, each in order. A source has variants: `defines` are macros, such as ("real",
-"bf16"), that it is compiled with; it says what it is without them by `#ifndef real` / `#define real
-float`.
+the kernel's signature: `arrays` fill its pointers and tensor maps (outputs, then inputs; None is a
+null pointer), `scalars` the rest, each in order. A source has variants: `defines` are macros, such
+as ("real", "bf16"), that it is compiled with; it says what it is without them by `#ifndef real` /
+`#define real float`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import tempfile
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend import Array, DType, bfloat16, cupy
+from . import capture
 from .device import SimArray
+from .tensor_map import TensorMap
 
 # C++ type -> dtype of the arrays that a pointer to it takes, and of the scalars passed by value.
 TYPES: dict[str, DType] = {
@@ -37,7 +42,11 @@ TYPES: dict[str, DType] = {
     "float": np.dtype(np.float32),
     "double": np.dtype(np.float64),
     "bf16": bfloat16,
+    "TensorMap": bfloat16,  # by value: of an array, and counted among them
 }
+
+# Sources that one architecture alone has the instructions for; the others run on all from sm_75 on.
+ONLY = {"matmul_wgmma.cu": "sm_90a"}
 
 Defines = tuple[tuple[str, Any], ...]
 
@@ -49,6 +58,11 @@ class Parameter(NamedTuple):
     type: str
     pointer: bool
     const: bool
+
+    @property
+    def of_array(self) -> bool:
+        """Whether an array stands behind it: a pointer to its elements, or a tensor map."""
+        return self.pointer or self.type == "TensorMap"
 
 
 Signature = tuple[Parameter, ...]
@@ -100,7 +114,7 @@ def _defaults(source: str) -> dict[str, str]:
 
 
 def _parameter(text: str, kinds: dict[str, str]) -> Parameter:
-    words = text.replace("*", " * ").replace("__restrict__", "").split()
+    words = re.sub("__restrict__|__grid_constant__", "", text.replace("*", " * ")).split()
     kind = " ".join(word for word in words[:-1] if word not in ("const", "*"))
     for _ in range(8):  # a macro may stand for another
         if kind in TYPES or kind not in kinds:
@@ -134,7 +148,7 @@ def bind(
     scalars: Sequence[float],
 ) -> list[Any]:
     """Arrays and scalars in the order of the signature, checked: count, dtype, contiguity."""
-    pointers = sum(p.pointer for p in parameters)
+    pointers = sum(p.of_array for p in parameters)
     if (pointers, len(parameters)) != (len(arrays), len(arrays) + len(scalars)):
         raise ValueError(
             f"{name} takes {pointers} arrays and {len(parameters) - pointers} scalars, "
@@ -149,10 +163,17 @@ def bind(
                 f"{name}: nothing is known of the type {p.type!r} of {p.name}; it is no macro that "
                 "was defined, nor one of " + ", ".join(TYPES)
             )
-        if not p.pointer:
+        if not p.of_array:
             values.append(kind.type(next(scalar_queue)))
             continue
-        array = next(array_queue)
+        array = value = next(array_queue)
+        if isinstance(value, TensorMap) != (not p.pointer):
+            raise TypeError(
+                f"{name}: {p.name} takes {'an array' if p.pointer else 'a TensorMap'}, not "
+                f"{type(value).__name__}"
+            )
+        if isinstance(value, TensorMap):
+            array = value.array
         if array is not None:
             flags = kind == np.uint8 and array.dtype == np.bool_
             if array.dtype != kind and not flags:
@@ -162,7 +183,7 @@ def bind(
                     f"{name}: {p.name} {array.shape} must be contiguous; its strides are "
                     f"{array.strides} bytes"
                 )
-        values.append(array)
+        values.append(value)
     return values
 
 
@@ -193,11 +214,13 @@ def launch(
     parameters = signature(name, defines)
     if 0 in grid:
         return
-    arrays = [array.host if isinstance(array, SimArray) else array for array in arrays]
-    if all(array is None or isinstance(array, np.ndarray) for array in arrays):
+    arrays = [_on_host(array) for array in arrays]
+    behind = [array.array if isinstance(array, TensorMap) else array for array in arrays]
+    if all(array is None or isinstance(array, np.ndarray) for array in behind):
         from . import simulator
 
-        simulator.launch(
+        run = partial(
+            simulator.launch,
             source_of()[name].read_text(encoding="utf-8"),
             name,
             grid,
@@ -209,13 +232,29 @@ def launch(
             seed=seed,
             file=source_of()[name].name,
         )
+        capture.noted(name, run)
         return
     values = bind(name, parameters, arrays, scalars)
     function = _function(source_of()[name], name, defines, int(cupy().cuda.Device().id))
     if shared_bytes > 48 * 1024 and function.max_dynamic_shared_size_bytes < shared_bytes:
         function.max_dynamic_shared_size_bytes = shared_bytes
-    null = np.uintp(0)
-    function(grid, block, tuple(null if v is None else v for v in values), shared_mem=shared_bytes)
+    function(grid, block, tuple(_passed(value) for value in values), shared_mem=shared_bytes)
+
+
+def _on_host(array: Any) -> Any:
+    """The NumPy array inside one of "cuda-sim", a tensor map of it, or what was given."""
+    if isinstance(array, TensorMap):
+        return array._replace(array=_on_host(array.array))
+    return array.host if isinstance(array, SimArray) else array
+
+
+def _passed(value: Any) -> Any:
+    """An argument as CuPy passes it on: by value, but for arrays of its own."""
+    if value is None:
+        return np.uintp(0)
+    if isinstance(value, TensorMap):
+        return cupy().cuda.function.CNumpyArray(value.encoded())
+    return value
 
 
 def options(defines: Defines) -> tuple[str, ...]:
@@ -232,4 +271,44 @@ def _function(path: Path, name: str, defines: Defines, device: int) -> Any:
 
 @cache
 def _module(path: Path, defines: Defines, device: int) -> Any:
-    return cupy().RawModule(code=path.read_text(encoding="utf-8"), options=options(defines))
+    if path.name not in ONLY:
+        return cupy().RawModule(code=path.read_text(encoding="utf-8"), options=options(defines))
+    # CuPy compiles for the device's number alone (sm_90), which leaves out what sm_90a has.
+    return cupy().RawModule(path=str(_compiled(path, ONLY[path.name], defines)))
+
+
+def _compiled(path: Path, architecture: str, defines: Defines) -> Path:
+    """The file with the machine code of `path`, kept where CuPy keeps what it compiles."""
+    headers = "".join(p.read_text(encoding="utf-8") for p in sorted(folder().glob("*.*h")))
+    parts = (path.read_text(encoding="utf-8"), headers, architecture, *options(defines))
+    version = cupy().cuda.nvrtc.getVersion()
+    digest = hashlib.sha256("\0".join((*parts, str(version))).encode()).hexdigest()[:32]
+    root = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
+    target = Path(root) / f"tinytensor-{digest}.cubin"
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as work:
+            built = Path(work) / "kernel.cubin"
+            built.write_bytes(compile_for(path, architecture, defines)[0])
+            built.replace(target)  # at once: another process may be building the same
+    return target
+
+
+def compile_for(path: Path, architecture: str, defines: Defines = ()) -> tuple[bytes, str]:
+    """The machine code (CUBIN) of one source file in one variant, and the compiler's log.
+
+    Needs NVRTC, no GPU and no driver. Raises RuntimeError with the log if it does not compile.
+    """
+    nvrtc = cupy().cuda.nvrtc
+    program = nvrtc.createProgram(path.read_text(encoding="utf-8"), path.name, [], [])
+    try:
+        target = (f"--gpu-architecture={architecture}", "--ptxas-options=-v")
+        nvrtc.compileProgram(program, [*target, *options(defines)])
+        return bytes(nvrtc.getCUBIN(program)), str(nvrtc.getProgramLog(program))
+    except nvrtc.NVRTCError as error:
+        log = nvrtc.getProgramLog(program)
+        raise RuntimeError(
+            f"{path.name} {dict(defines)} does not compile for {architecture}:\n{log}"
+        ) from error
+    finally:
+        nvrtc.destroyProgram(program)

@@ -6,19 +6,82 @@ See `kernels/adamw.cu` and `kernels/norm.cu`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module
+from ..backend import Array, DType, array_module
 from ..random import Draw
 from .kernels import launch
 from .rows import DTYPES, FLOAT32, count_of, element, flat_variant
 from .views import is_aligned
 
-__all__ = ["adamw", "adamw_factors", "global_norm", "scale_in_place"]
+__all__ = [
+    "FACTORS",
+    "adamw",
+    "adamw_factors",
+    "factors_for",
+    "global_norm",
+    "norm_of",
+    "put_factors",
+    "recorded_by",
+    "refuse_recording",
+    "scale_in_place",
+    "updates",
+]
 
 NORM_BLOCKS = 1024  # of the norm of one array: fixed, so that the sum is the same on every card
+FACTORS = 7  # numbers of an update
+
+# While a step is captured (graph.py), what gives its updates their numbers.
+_recorder: Callable[[Array, dict[str, Any]], Array] | None = None
+
+
+def updates(value: Array, gradient: Array, *others: Array) -> bool:
+    """Whether `adamw` takes these: float32 or bfloat16 values, float32 moments, contiguous."""
+    return (
+        value.dtype in DTYPES
+        and gradient.dtype in DTYPES
+        and all(x.dtype == FLOAT32 for x in others)
+        and all(x.flags.c_contiguous for x in (value, gradient, *others))
+    )
+
+
+@contextmanager
+def recorded_by(recorder: Callable[[Array, dict[str, Any]], Array]) -> Iterator[None]:
+    """Inside the `with` block updates take their numbers from where `recorder` says."""
+    global _recorder
+    _recorder = recorder
+    try:
+        yield
+    finally:
+        _recorder = None
+
+
+def factors_for(value: Array, options: dict[str, Any]) -> Array:
+    """The numbers of an update of `value` on its device; `options` are those of `adamw_factors`."""
+    if _recorder is not None:
+        return _recorder(value, options)
+    factors = array_module(value).empty(FACTORS, FLOAT32)
+    put_factors(factors, adamw_factors(**options))
+    return factors
+
+
+def refuse_recording(dtype: DType) -> None:
+    """Raise if an update is being captured that takes its numbers by value, as only `adamw` does
+    not.
+    """
+    if _recorder is not None:
+        raise RuntimeError(
+            f"graph: only AdamW of float32 and bfloat16 parameters can be captured, not of {dtype}"
+        )
+
+
+def put_factors(factors: Array, numbers: np.ndarray[Any, Any]) -> None:
+    """Write the seven numbers to the device, by value: no copy that the host would wait for."""
+    launch("set_factors", (1,), (32,), [factors], list(map(float, numbers)))
 
 
 def adamw_factors(
@@ -70,10 +133,22 @@ def adamw(
         "adamw",
         (-(-count // 2048),),
         (256,),
-        [value, master, exp_avg, exp_avg_sq, gradient, factors, scale],
+        [value, master, exp_avg, exp_avg_sq, gradient, factors, scale, draw.origin],
         [count, draw.key, draw.counter],
         seed,
         defines=flat_variant(value, *present, gradient_type=element(gradient.dtype), KEEP=keep),
+    )
+
+
+def norm_of(arrays: Sequence[Array]) -> bool:
+    """Whether `global_norm` takes these: arrays of one device, float32 or bfloat16, contiguous."""
+    return all(
+        type(a) is not np.ndarray
+        and type(a) is type(arrays[0])
+        and a.dtype in DTYPES
+        and a.flags.c_contiguous
+        and a.device.id == arrays[0].device.id
+        for a in arrays
     )
 
 

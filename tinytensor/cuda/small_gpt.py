@@ -2,7 +2,7 @@
 
 `model_class(tt.nn, tt.nn.functional, tt.arange)` and `model_class(torch.nn, …)` run the same lines.
 The engine knows nothing of the package `gpt`, whose model is the one to read; this one is as much
-as the verification and the benchmark need: tied weights, no dropout, a loss.
+as the verification and the benchmark need: tied weights, dropout on request, a loss.
 
 Shapes: B batch, T time, C channels, H heads, D = C / H head size, V vocabulary.
 """
@@ -22,6 +22,7 @@ class Sizes(NamedTuple):
     layers: int
     H: int
     C: int
+    dropout: float = 0.0
 
 
 GPT2 = Sizes(V=50_304, T=1024, layers=12, H=12, C=768)  # 50,257 tokens, padded as usual
@@ -35,7 +36,7 @@ def model_class(nn: Any, F: Any, arange: Any) -> Any:
         def __init__(self, sizes: Sizes) -> None:
             super().__init__()
             C = sizes.C
-            self.H = sizes.H
+            self.H, self.dropout = sizes.H, sizes.dropout
             self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
             self.c_attn, self.c_proj = nn.Linear(C, 3 * C), nn.Linear(C, C)
             self.c_fc, self.c_out = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
@@ -46,9 +47,13 @@ def model_class(nn: Any, F: Any, arange: Any) -> Any:
                 part.view(B, T, self.H, C // self.H).transpose(1, 2)
                 for part in self.c_attn(self.ln_1(x)).split(C, dim=2)
             )
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-            return x + self.c_out(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout, is_causal=True)
+            x = x + self.dropped(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
+            h = F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh")
+            return x + self.dropped(self.c_out(h))
+
+        def dropped(self, x: Any) -> Any:
+            return F.dropout(x, self.dropout) if self.dropout else x
 
     class SmallGPT(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
         def __init__(self, sizes: Sizes) -> None:

@@ -4,8 +4,9 @@ In under nine minutes: what the machine has; every kernel and every operation ag
 the CPU, in GPT-2's shapes and odd ones, float32 and bfloat16 (`verify_cases.py`); copies to the
 host that nobody asked for; ten training steps of a small GPT against the CPU, plainly, under
 autocast and as a captured graph; compute-sanitizer over the same cases in tiny shapes, where it is
-installed. Prints one table, writes it as verify.md and verify.json into FOLDER, and exits with 1 if
-anything is wrong. `--device cuda-sim` runs the same list in tiny shapes in the simulator.
+installed. Prints one table, writes it as verify.md and verify.json into FOLDER (anew after each
+group, so that what was found is there whenever it is ended), and exits with 1 if anything is wrong.
+`--device cuda-sim` runs the same list in tiny shapes in the simulator.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from .groups import (
     run_groups,
     table,
     this_program,
-    write_json,
+    write_tables,
 )
 from .small_gpt import TINY, Sizes, model_class, parameter_groups
 from .verify_cases import GROUPS, Lab
@@ -59,12 +60,18 @@ SMALL = Sizes(V=512, T=64, layers=3, H=4, C=128)
 
 
 def trained(
-    where: str, sizes: Sizes, steps: int = STEPS, autocast: bool = False, captured: bool = False
+    where: str,
+    sizes: Sizes,
+    steps: int = STEPS,
+    autocast: bool = False,
+    captured: bool = False,
+    dropout: float = 0.0,
 ) -> tuple[list[float], list[Any]]:
     """The losses of `steps` steps from the same beginning on the same data, and the parameters."""
     import tinytensor as tt
 
     tt.manual_seed(1)
+    sizes = sizes._replace(dropout=dropout)
     model = model_class(tt.nn, tt.nn.functional, tt.arange)(sizes).to(where)
     optimizer = tt.optim.AdamW(parameter_groups(model), lr=1e-2, betas=(0.9, 0.95))
 
@@ -94,16 +101,18 @@ def trained(
 def training_group(lab: Lab) -> None:
     """A small GPT: losses against those of the CPU, and no copy to the host within a step."""
     sizes = TINY if lab.tiny else SMALL
-    exact = functools.cache(lambda: trained("cpu", sizes)[0])
+    exact = functools.cache(lambda dropout: trained("cpu", sizes, dropout=dropout)[0])
 
-    def compared(options: dict[str, bool], most: float) -> Any:
-        return lambda: _same_losses(lab, sizes, exact(), options, most)
+    def compared(options: dict[str, Any], most: float) -> Any:
+        return lambda: _same_losses(lab, sizes, exact(options.get("dropout", 0)), options, most)
 
-    cases: tuple[tuple[str, dict[str, bool], float], ...] = (
+    cases: tuple[tuple[str, dict[str, Any], float], ...] = (
         ("float32", {}, 1e-4),
         ("autocast to bfloat16", {"autocast": True}, 2e-2),
         ("captured as a graph", {"captured": True}, 1e-4),
         ("captured, autocast", {"captured": True, "autocast": True}, 2e-2),
+        ("dropout", {"dropout": 0.2}, 1e-4),
+        ("dropout, captured: each step its own masks", {"captured": True, "dropout": 0.2}, 1e-4),
     )
     for name, options, limit in cases:
         lab.journal.case(f"{STEPS} steps, {name}", compared(options, limit))
@@ -111,7 +120,7 @@ def training_group(lab: Lab) -> None:
 
 
 def _same_losses(
-    lab: Lab, sizes: Sizes, exact: list[float], options: dict[str, bool], most: float
+    lab: Lab, sizes: Sizes, exact: list[float], options: dict[str, Any], most: float
 ) -> tuple[str, str, dict[str, Any]]:
     losses, _ = trained(lab.where, sizes, **options)
     apart = [abs(a - b) / abs(b) for a, b in zip(losses, exact, strict=True)]
@@ -247,9 +256,10 @@ def child(group: str, where: str, journal: Path, tiny: bool, skip: int, plain: b
 def verify(
     folder: Path, where: str, only: Sequence[str], workers: int, seconds: float
 ) -> tuple[list[Row], dict[str, Any]]:
-    """All rows, and the facts of the machine."""
+    """All rows, and the facts of the machine; the tables in `folder` grow with each group."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, facts = environment(where)
+    facts["date"] = datetime.date.today().isoformat()
     on_sim = where == "cuda-sim"
     command = [*this_program(MODULE), "--device", where, *(["--tiny"] if on_sim else [])]
 
@@ -265,8 +275,18 @@ def verify(
     elif on_sim:
         text = "the simulator looks at bounds and races itself"
         rows.append(Row("compute-sanitizer", "(all)", ABSENT, text))
-    rows += run_groups(jobs, seconds, workers, lambda text: print(text, flush=True))
+    write(folder, rows, facts)
+    for found in run_groups(jobs, seconds, workers, lambda text: print(text, flush=True)):
+        rows += found
+        write(folder, rows, facts)
     return rows, facts
+
+
+def write(folder: Path, rows: Sequence[Row], facts: dict[str, Any]) -> None:
+    """verify.md and verify.json, with what is known so far."""
+    title = f"# verify, {facts.get('name', facts['device'])}, {facts['date']}"
+    content = {"facts": facts, "rows": [row._asdict() for row in rows]}
+    write_tables(folder / "verify", f"{title}\n\n{report(rows, facts, markdown=True)}\n", content)
 
 
 def report(rows: Sequence[Row], facts: dict[str, Any], markdown: bool = False) -> str:
@@ -320,12 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"verify: CuPy sees {count} GPUs here; --device cuda-sim runs in the simulator")
         return 2
     rows, facts = verify(given.out, given.device, given.only, given.workers, given.seconds)
-    facts["date"] = datetime.date.today().isoformat()
     print(report(rows, facts))
-    write_json(given.out / "verify.json", {"facts": facts, "rows": [r._asdict() for r in rows]})
-    text = f"# verify, {facts.get('name', given.device)}, {facts['date']}\n\n"
-    text += report(rows, facts, markdown=True) + "\n"
-    (given.out / "verify.md").write_text(text, encoding="utf-8")
     return int(any(row.state in (WRONG, FAILED) for row in rows))
 
 

@@ -24,12 +24,15 @@ from ..ops import elementwise as elementwise_ops
 from ..ops import linalg as linalg_ops
 from ..ops import network as network_ops
 from ..ops.attention import scaled_dot_product_attention
-from ..random import Draw, keep_mask, normal, uniform
+from ..ops.choosing import sample_logits
+from ..random import Draw, keep_mask, normal, uniform, words
 from ..random import Generator as RandomGenerator
 from ..tensor import OPERATIONS, Operation, as_tensor, reference_ops
-from . import attention, elementwise, matmul, network, optimizer
+from . import attention, elementwise, matmul, network, optimizer, pointwise
 from .device import SimArray, sim
 from .groups import FAILED, GOOD, LOST, WRONG, Journal
+from .kernels import launch
+from .tiles import TURNS, WIDE, Tile, limits
 
 Host = np.ndarray[Any, Any]
 FLOAT32: DType = np.dtype(np.float32)
@@ -41,7 +44,7 @@ DRAW = Draw(5, 6)
 KERNELS = {
     "matmul": (
         "matmul_naive", "matmul_tiled", "matmul_register_tiled", "matmul_vectorised",
-        "matmul_plain", "matmul_mma", "matmul_add_parts",
+        "matmul_plain", "matmul_mma", "matmul_wgmma", "matmul_add_parts",
     ),
     "attention": (
         "attention_forward", "attention_dkdv", "attention_dq", "attention_delta",
@@ -54,10 +57,11 @@ KERNELS = {
         "linear_cross_entropy_loss", "linear_cross_entropy_gradient",
     ),
     "elementwise": (
-        "gelu_forward", "gelu_backward", "dropout", "elementwise", "random_uniform",
-        "random_normal", "embedding_forward", "embedding_backward", "embedding_join",
+        "gelu_forward", "gelu_backward", "dropout", "elementwise", "random_words",
+        "set_origin", "random_uniform", "random_normal", "sample_top_k", "embedding_forward",
+        "embedding_backward", "embedding_join",
     ),
-    "optimizer": ("adamw", "sum_of_squares", "norm_and_scale", "scale_in_place"),
+    "optimizer": ("adamw", "set_factors", "sum_of_squares", "norm_and_scale", "scale_in_place"),
 }  # fmt: skip
 
 
@@ -197,8 +201,30 @@ def matmul_group(lab: Lab) -> None:
         lab.check(f"added to what is there {name_of(dtype)}", _added, dtype)
         lab.check(f"batch that broadcasts {name_of(dtype)}", _batched, dtype)
         lab.check(f"sum in parts {name_of(dtype)}", _parts, dtype)
+    if limits(lab.xp).hopper:
+        shapes = [(65, 136, 72)] if lab.tiny else [(16384, 2304, 768), (1000, 776, 4096)]
+        for m, n, k in shapes:
+            for tile in (WIDE, TURNS):
+                name = f"wgmma, {'turns' if tile.turns else 'halves'}, {m}×{n}×{k}"
+                for form in ("nn", "nt", "tn", "tt"):
+                    lab.check(
+                        f"{name} {form}",
+                        _product,
+                        m - m % 8,
+                        n,
+                        k,
+                        bfloat16,
+                        form,
+                        "matmul_wgmma",
+                        tile,
+                    )
+                lab.check(f"{name}: epilogue, batch, parts", _wgmma, min(m, 1000), n, k, tile)
+        if not lab.tiny:
+            lab.check(
+                "mma 16384×2304×768", _product, 16384, 2304, 768, bfloat16, "nt", "matmul_mma"
+            )
     lab.check("TF32", _tf32)
-    lab.check("without tensor cores", _product, 40, 50, 60, bfloat16, "nn", False)
+    lab.check("without tensor cores", _product, 40, 50, 60, bfloat16, "nn", "matmul_plain")
     for rung in matmul.LADDER:
         lab.check(f"ladder: {rung}", _ladder, rung)
 
@@ -217,14 +243,21 @@ def _factors(
 
 
 def _product(
-    lab: Lab, m: int, n: int, k: int, dtype: DType, form: str, cores: bool | None = None
+    lab: Lab,
+    m: int,
+    n: int,
+    k: int,
+    dtype: DType,
+    form: str,
+    kernel: str | None = None,
+    tile: Tile | None = None,
 ) -> Iterator[Compared]:
     a, b, host_a, host_b = _factors(lab, m, n, k, dtype, form)
     out = lab.xp.empty((m, n), dtype)
     bits = out.view(np.uint16 if dtype == bfloat16 else np.uint32)
     infinity = 0x7F80 if dtype == bfloat16 else 0x7F800000
     bits[...] = infinity + 1  # a nan in each element
-    matmul.product(a, b, out=out, tensor_cores=cores)
+    matmul.product(a, b, out=out, kernel=kernel, tile=tile)
     rows, columns = lab.pick(m, max(8, -(-m // 128))), lab.pick(n, 24)
     most = max(1, 2**27 // n)  # of the float64 reference
     rows = rows[:: max(1, -(-len(rows) // most))]
@@ -244,6 +277,19 @@ def _epilogue(lab: Lab, m: int, n: int, k: int, dtype: DType) -> Iterator[Compar
     exact = wide(a) @ wide(b) + wide(bias)
     yield Compared("before GELU", before, exact, k)
     yield Compared("after GELU", out, gelu_tanh(exact), k)
+
+
+def _wgmma(lab: Lab, m: int, n: int, k: int, tile: Tile) -> Iterator[Compared]:
+    a, b, bias = (lab.normal(*s, dtype=bfloat16) for s in ((2, m, k), (k, n), (n,)))
+    exact = wide(a) @ wide(b) + wide(bias)
+    for parts in (1, 2):
+        before, out = lab.poisoned((2, m, n), FLOAT32), lab.poisoned((2, m, n), FLOAT32)
+        matmul.product(
+            lab.put(a), lab.put(b), bias=lab.put(bias), gelu=True, before=before, out=out,
+            kernel="matmul_wgmma", tile=tile, parts=parts,
+        )  # fmt: skip
+        yield Compared(f"before GELU, {parts} parts", before, exact, k)
+        yield Compared(f"after GELU, {parts} parts", out, gelu_tanh(exact), k)
 
 
 def _added(lab: Lab, dtype: DType) -> Iterator[Compared]:
@@ -271,7 +317,7 @@ def _parts(lab: Lab, dtype: DType) -> Iterator[Compared]:
 def _tf32(lab: Lab) -> Iterator[Compared]:
     m, n, k = (20, 30, 40) if lab.tiny else (1000, 2304, 768)
     a, b = lab.normal(m, k), lab.normal(k, n)
-    ours = matmul.product(lab.put(a), lab.put(b), tensor_cores=True)
+    ours = matmul.product(lab.put(a), lab.put(b), kernel="matmul_mma")
     yield Compared("result", ours, wide(a) @ wide(b), 1, unit=TF32)
 
 
@@ -520,6 +566,9 @@ EXACT: dict[str, Callable[..., Host]] = {
     "scale": lambda a, b, c: 1.5 * a,
     "axpy": lambda a, b, c: 1.5 * a + b,
     "multiply_add": lambda a, b, c: a * b + c,
+    "divide_backward": lambda a, b, c: -a * b / c,
+    "erf": lambda a, b, c: elementwise_ops.erf.reference(a)[0],
+    "erf_backward": lambda a, b, c: a * 2 / math.sqrt(math.pi) * np.exp(-b * b),
     "relu": lambda a, b, c: np.maximum(a, 0),
     "relu_backward": lambda a, b, c: a * (b > 0),
     "exp": lambda a, b, c: np.exp(a),
@@ -542,6 +591,8 @@ def elementwise_group(lab: Lab) -> None:
         for name in elementwise.FAMILY:
             lab.check(f"{name} {name_of(dtype)}", _family, name, dtype)
     lab.check("random numbers", _random)
+    for dtype in DTYPES:
+        lab.check(f"tokens {name_of(dtype)}", _tokens, dtype)
 
 
 def _gelu(lab: Lab, dtype: DType, form: str) -> Iterator[Compared]:
@@ -568,10 +619,28 @@ def _dropout(lab: Lab, dtype: DType) -> Iterator[Compared]:
 def _random(lab: Lab) -> Iterator[Compared]:
     shape = (41,) if lab.tiny else (1_000_003,)
     draw = RandomGenerator(DRAW.key).reserve(1)
+    whole = elementwise.random_words(draw, *shape, lab.xp)
+    yield Compared("words", (lab.host(whole) == words(draw, *shape)) * 1.0, np.ones(shape))
     flat = elementwise.random_uniform(shape, draw, xp=lab.xp)
     yield Compared("uniform", flat, uniform(shape, generator=RandomGenerator(DRAW.key)))
     bell = elementwise.random_normal(shape, draw, xp=lab.xp)
     yield Compared("normal", bell, normal(shape, generator=RandomGenerator(DRAW.key)))
+    origin = lab.xp.empty(2, np.uint64)  # as a captured step draws
+    launch("set_origin", (1,), (32,), [origin], [DRAW.key, 3])
+    captured = elementwise.random_uniform(shape, Draw(0, DRAW.counter - 3, origin), xp=lab.xp)
+    same = elementwise.random_uniform(shape, DRAW, xp=lab.xp)
+    yield Compared("uniform, from an origin", captured, lab.host(same))
+
+
+def _tokens(lab: Lab, dtype: DType) -> Iterator[Compared]:
+    """The CPU's tokens: of equal logits, of which bfloat16 has many, the same ones are kept."""
+    rows, V = (3, 70) if lab.tiny else (64, 50_257)
+    logits = lab.normal(rows, V, dtype=dtype, scale=3.0)
+    draws = [RandomGenerator(row).reserve(1) for row in range(rows)]
+    for top_k in (0, 1, 50):
+        options: dict[str, Any] = {"temperature": 0.8, "top_k": top_k, "draws": draws}
+        ours = sample_logits(as_tensor(lab.put(logits)), **options)
+        yield Compared(f"top {top_k}", ours.array, sample_logits.reference(logits, **options)[0])
 
 
 def _embedding(lab: Lab, dtype: DType) -> Iterator[Compared]:
@@ -588,8 +657,8 @@ def _embedding(lab: Lab, dtype: DType) -> Iterator[Compared]:
 def _family(lab: Lab, name: str, dtype: DType) -> Iterator[Compared]:
     number, _ = elementwise.FAMILY[name]
     a, b, c = (lab.normal(45 if lab.tiny else 300_001, dtype=dtype) for _ in range(3))
-    if name == "divide":
-        b = (np.abs(b.astype(np.float32)) + 0.5).astype(dtype)
+    if name.startswith("divide"):
+        b, c = ((np.abs(x.astype(np.float32)) + 0.5).astype(dtype) for x in (b, c))
     given = [lab.put(x) for x in (a, b, c)[:number]]
     ours = elementwise.apply(name, *given, s=1.5)
     yield Compared("y", ours, EXACT[name](*map(wide, (a, b, c))))
@@ -618,7 +687,7 @@ def _adamw(lab: Lab, dtype: DType, keep: str) -> Iterator[Compared]:
     master = value.astype(np.float32) if keep == "master" else None
     on = [lab.put(x) for x in (value, gradient, m, v)]
     held = lab.put(master)
-    factors = lab.put(optimizer.adamw_factors(**options))
+    factors = optimizer.factors_for(on[0], options)
     rounded_by = DRAW if keep == "stochastic" else None
     optimizer.adamw(on[0], on[1], on[2], on[3], factors, master=held, draw=rounded_by)
     exact = adamw_reference(*map(wide, (value, gradient, m, v)), **options)
@@ -652,6 +721,7 @@ class Call(NamedTuple):
     options: dict[str, Any]
     length: int
     roundings: int = 2
+    loss: bool = False  # the output is float32, whatever the inputs are
 
 
 def calls(lab: Lab) -> list[Call]:
@@ -661,25 +731,31 @@ def calls(lab: Lab) -> list[Call]:
     heads = (B, H, T, C // H)
     ids, target = lab.rng.integers(0, V, (B, T)), lab.rng.integers(0, V, n)
     target[::7] = -100
+    seen = lab.rng.random((B, 1, T, T)) < 0.7
     return [
         Call(linalg_ops.matmul, ((B, T, C), (C, 3 * C)), {}, n),
         Call(linalg_ops.matmul, (heads, (B, H, C // H, T)), {}, T),
         Call(linalg_ops.linear, ((B, T, C), (3 * C, C), (3 * C,)), {}, n),
         Call(linalg_ops.linear, ((B, T, C), (4 * C, C), None), {}, n),
         Call(scaled_dot_product_attention, (heads, heads, heads, None), {"is_causal": True}, C, 4),
+        Call(scaled_dot_product_attention, (heads, heads, heads, seen), {}, C, 4),
         Call(network_ops.softmax, ((B, T, C),), {}, C, 3),
         Call(network_ops.log_softmax, ((B, T, C),), {}, C, 3),
         Call(network_ops.layer_norm, ((B, T, C), (C,), (C,)), {}, n),
         Call(elementwise_ops.gelu, ((B, T, C),), {"approximate": "tanh"}, 1),
-        Call(elementwise_ops.erf, ((B, T, C),), {}, 1, 4),
+        *(Call(curve, ((B, T, C),), {}, 1, 4) for curve in pointwise.CURVES),
+        *(Call(both, ((B, T, C), (B, T, C)), {}, 1) for both in pointwise.ARITHMETIC),
         Call(network_ops.dropout, ((B, T, C),), {"p": 0.2, "draw": DRAW}, 1),
         Call(network_ops.embedding, ((V, C), ids), {}, n),
         Call(network_ops.cross_entropy, ((n, V), target, None), {}, V, 4),
         Call(
             network_ops.linear_cross_entropy,
-            ((n, C), (V, C), None, target, None), {"block": max(3, n // 3)}, V, 6,
+            ((n, C), (V, C), None, target, None), {"block": max(3, n // 3)}, V, 6, True,
         ),
     ]  # fmt: skip
+
+
+WITHOUT_GRADIENT = {"sample_logits"}  # the elementwise group has its case
 
 
 def operations_group(lab: Lab) -> None:
@@ -690,7 +766,7 @@ def operations_group(lab: Lab) -> None:
             shapes = " ".join(str(getattr(x, "shape", x)) for x in call.inputs)
             name = f"{call.operation.__name__} {name_of(dtype)} {shapes}"
             lab.check(name, _operation, call, dtype)
-    covered = {call.operation.__name__ for call in cases}
+    covered = {call.operation.__name__ for call in cases} | WITHOUT_GRADIENT
     for name in sorted(with_kernels() - covered):
         lab.check(name, _nothing)  # nothing compared: wrong
 
@@ -731,8 +807,12 @@ def _operation(lab: Lab, call: Call, dtype: DType) -> Iterator[Compared]:
         outputs.append([y, *grads])
     for i, (ours, right) in enumerate(zip(*outputs, strict=True)):
         what = "y" if not i else f"gradient {i}"
-        if ours.dtype != dtype:
-            raise TypeError(f"{what} of {call.operation.__name__} is {ours.dtype}, not {dtype}")
+        wanted = FLOAT32 if call.loss and not i else dtype
+        if ours.dtype != wanted:
+            raise TypeError(f"{what} of {call.operation.__name__} is {ours.dtype}, not {wanted}")
+        if call.loss and not i:  # of logits that were rounded to the inputs' dtype
+            yield Compared(what, ours.array, right.array, 1, 0, rounding(dtype))
+            continue
         yield Compared(what, ours.array, right.array, call.length, call.roundings)
 
 

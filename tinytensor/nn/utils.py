@@ -15,14 +15,17 @@ import numpy as np
 from ..autograd import note_write
 from ..backend import Array, array_module, default_dtype
 from ..cpu.threads import single_threaded_blas, split
+from ..cuda import optimizer as cuda
 from ..ops import concatenate
 from ..optim.flat import flat_gradients
 from ..tensor import Tensor, as_tensor
+from .module import Module
 
 __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "parameters_to_vector",
+    "skip_init",
     "vector_to_parameters",
 ]
 
@@ -49,12 +52,22 @@ def clip_grad_norm_(
     if not arrays:
         return as_tensor(np.zeros((), default_dtype))
     xp = array_module(arrays[0])
-    total = _joint_norm([_power_sum(array, norm_type) for array in arrays], norm_type, xp)
+    by_kernel = norm_type == 2 and cuda.norm_of(arrays)
+    if by_kernel:  # nothing is read back: the scale stays on the device
+        norm, scale = cuda.global_norm(arrays, max_norm)
+        total = norm.reshape(())
+    else:
+        total = _joint_norm([_power_sum(array, norm_type) for array in arrays], norm_type, xp)
     if error_if_nonfinite and not bool(xp.isfinite(total)):
         raise RuntimeError(
             f"clip_grad_norm_: the norm of the gradients is {float(total)}; look for a nan or an "
             "infinity in the loss, or lower the learning rate"
         )
+    if by_kernel:
+        for array in arrays:
+            cuda.scale_in_place(array, scale)
+            note_write(array)
+        return as_tensor(total)
     # The small term keeps a norm of 0 from dividing by 0, as in PyTorch.
     scale = xp.minimum(max_norm / (total + 1e-6), 1.0).astype(total.dtype)
     if xp is not np or not scale >= 1.0:  # on a GPU, looking would mean waiting
@@ -144,6 +157,21 @@ def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
         array[...] = numbers[start : start + array.size].reshape(array.shape)
         note_write(array)
         start += array.size
+
+
+def skip_init(module_cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """`module_cls(*args, **kwargs)` whose parameters keep what their memory held: they are about to
+    be overwritten, by weights from a file.
+
+    What is left out is the module's own `reset_parameters`, as `Linear`, `Embedding` and
+    `LayerNorm` have it; no random number is drawn.
+    """
+    if not isinstance(module_cls, type) or not issubclass(module_cls, Module):
+        raise TypeError(f"skip_init: expected a class of modules, not {module_cls!r}")
+    unfilled = type(module_cls.__name__, (module_cls,), {"reset_parameters": lambda self: None})
+    module = unfilled(*args, **kwargs)
+    module.__class__ = module_cls
+    return module
 
 
 def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:

@@ -16,6 +16,8 @@ import numpy as np
 from ..backend import Array, array_module, when_cupy_arrives
 from ..cuda import optimizer as cuda
 from ..cuda.device import SimArray
+from ..random import Draw
+from .flat import FlatBuffer
 from .optimizer import Group, Optimizer, Params
 
 
@@ -132,10 +134,10 @@ def _adamw_update_cuda(
         "step": step, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
     }  # fmt: skip
     arrays = (value, gradient, exp_avg, exp_avg_sq)
-    if all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays):
-        factors = array_module(value).asarray(cuda.adamw_factors(**options))
-        cuda.adamw(*arrays, factors)
+    if value.dtype == np.float32 and cuda.updates(*arrays):
+        cuda.adamw(*arrays, cuda.factors_for(value, options))
     else:
+        cuda.refuse_recording(value.dtype)
         value[...], exp_avg[...], exp_avg_sq[...] = adamw_reference(*arrays, **options)
 
 
@@ -165,6 +167,10 @@ class AdamW(_AdamFamily):
     Parameters and defaults are PyTorch's: `lr`; `betas`, the decay rates of the two moments; `eps`,
     added to the root; `weight_decay`, times `lr`, taken from each weight at each step. State:
     `exp_avg`, `exp_avg_sq`, `step`.
+
+    bfloat16 weights have a float32 copy in the state, `master`. With `stochastic_rounding=True`
+    (not in PyTorch) they have none, 4 bytes a weight less, and are rounded up or down at random,
+    by numbers of the default generator.
     """
 
     def __init__(
@@ -174,10 +180,13 @@ class AdamW(_AdamFamily):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        *,
+        stochastic_rounding: bool = False,
     ) -> None:
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
+        self.stochastic_rounding = stochastic_rounding
 
     def _update(
         self,
@@ -189,18 +198,56 @@ class AdamW(_AdamFamily):
         scratch: tuple[Array, Array],
     ) -> None:
         exp_avg, exp_avg_sq = state
-        adamw_update(
-            value,
-            gradient,
-            exp_avg,
-            exp_avg_sq,
-            scratch[0],
-            step=step,
-            lr=float(group["lr"]),
-            betas=group["betas"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-        )
+        adamw_update(value, gradient, exp_avg, exp_avg_sq, scratch[0], **_options(step, group))
+
+    def _update_with_master(
+        self,
+        value: Array,
+        gradient: Array,
+        master: Array,
+        state: Sequence[Array],
+        step: int,
+        group: Group,
+        scratch: tuple[Array, Array],
+    ) -> None:
+        if type(value) is np.ndarray or not cuda.updates(value, gradient, *state):
+            super()._update_with_master(value, gradient, master, state, step, group, scratch)
+        else:
+            factors = cuda.factors_for(value, _options(step, group))
+            exp_avg, exp_avg_sq = state
+            cuda.adamw(value, gradient, exp_avg, exp_avg_sq, factors, master=master)
+
+    def _update_at_random(
+        self,
+        value: Array,
+        gradient: Array,
+        place: tuple[Draw, int],
+        state: Sequence[Array],
+        step: int,
+        group: Group,
+        scratch: tuple[Array, Array],
+    ) -> None:
+        if type(value) is np.ndarray or not cuda.updates(value, gradient, *state):
+            super()._update_at_random(value, gradient, place, state, step, group, scratch)
+        else:
+            factors = cuda.factors_for(value, _options(step, group))
+            exp_avg, exp_avg_sq = state
+            cuda.adamw(value, gradient, exp_avg, exp_avg_sq, factors, draw=place[0])
+
+    def _scratch(self, buffer: FlatBuffer, part: slice) -> tuple[Array, Array]:
+        # No update on a device writes into them.
+        return super()._scratch(buffer, part) if buffer.device.type == "cpu" else (None, None)
+
+
+def _options(step: int, group: Group) -> dict[str, Any]:
+    """What `adamw_update` is told of a group."""
+    return {
+        "step": step,
+        "lr": float(group["lr"]),
+        "betas": group["betas"],
+        "eps": group["eps"],
+        "weight_decay": group["weight_decay"],
+    }
 
 
 class Adam(_AdamFamily):
@@ -237,15 +284,5 @@ class Adam(_AdamFamily):
             xp.multiply(value, group["weight_decay"], out=decayed)
             decayed += gradient
             gradient = decayed
-        adamw_update(
-            value,
-            gradient,
-            exp_avg,
-            exp_avg_sq,
-            temporary,
-            step=step,
-            lr=float(group["lr"]),
-            betas=group["betas"],
-            eps=group["eps"],
-            weight_decay=0.0,
-        )
+        options = {**_options(step, group), "weight_decay": 0.0}
+        adamw_update(value, gradient, exp_avg, exp_avg_sq, temporary, **options)

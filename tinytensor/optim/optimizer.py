@@ -19,12 +19,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..autograd import enable_grad, note_write
-from ..backend import Array, array_module, is_floating
+from ..backend import Array, array_module, bfloat16, is_floating
 from ..cpu.pool import pool
 from ..cpu.threads import split
+from ..random import Draw, default_generator
 from ..tensor import Tensor
 from . import saved
 from .flat import FlatBuffer, Run, flat_gradients
+from .rounding import follow, round_at_random
 
 # Elements of one pass: the scratch arrays stay in a cache, and two threads meet seldom in Python.
 CHUNK = 1 << 18
@@ -48,6 +50,8 @@ class Optimizer:
     state_names: ClassVar[tuple[str, ...]] = ()
     # Whether the number of updates is part of a parameter's state.
     counts_steps: ClassVar[bool] = False
+    # Whether bfloat16 weights are rounded at random and have no float32 copies (`rounding.py`).
+    stochastic_rounding: bool = False
 
     def __init__(self, params: Params, defaults: Group) -> None:
         self.defaults = defaults
@@ -180,6 +184,15 @@ class Optimizer:
         self._arranged[at] = list(params), buffers
         return buffers
 
+    def use_buffers(self, at: int, buffers: Sequence[FlatBuffer]) -> None:
+        """Keep group `at` in these buffers, made elsewhere; they hold its parameters in its order.
+
+        For whoever has the memory already (`distributed/zero.py`), before the first step.
+        """
+        for buffer in buffers:
+            buffer.gather_values()
+        self._arranged[at] = list(self.param_groups[at]["params"]), list(buffers)
+
     def _check_shape(self, parameter: Tensor, state: Mapping[str, Any]) -> None:
         for moment in state.values():
             if isinstance(moment, Tensor) and moment.shape != parameter.shape:
@@ -224,26 +237,66 @@ class Optimizer:
         note_write(buffer.values[run.span])
         first, count = run.span.start, run.span.stop - run.span.start
 
+        on_cpu = buffer.device.type == "cpu"
+        at_random = self.stochastic_rounding and buffer.dtype == bfloat16
+        draw = default_generator.reserve(-(-count // 2)) if at_random else None
+
         def update(start: int, stop: int) -> None:
-            on_cpu = buffer.device.type == "cpu"
             for part in _chunks(first + start, first + stop, CHUNK if on_cpu else count):
                 state = [array[part] for array in arrays]
-                scratch = _scratch(buffer, part)
+                scratch = self._scratch(buffer, part)
                 value, gradient = buffer.values[part], buffer.gradients[part]
                 if buffer.dtype == buffer.precision:
                     self._update(value, gradient, state, step, group, scratch)
-                else:
+                elif draw is None:
                     master = buffer.state_array("master")[part]
-                    _follow(master, value)
-                    self._update(master, gradient.astype(master.dtype), state, step, group, scratch)
-                    value[...] = master
+                    self._update_with_master(value, gradient, master, state, step, group, scratch)
+                else:
+                    place = draw, part.start - first
+                    self._update_at_random(value, gradient, place, state, step, group, scratch)
 
-        if buffer.device.type == "cpu":
+        if on_cpu:
             split(count, CHUNK, update)
         else:
             update(0, count)
         for index in range(run.first, run.last):
             buffer.steps[index] = step
+
+    def _update_with_master(
+        self,
+        value: Array,
+        gradient: Array,
+        master: Array,
+        state: Sequence[Array],
+        step: int,
+        group: Group,
+        scratch: tuple[Array, Array],
+    ) -> None:
+        """`_update` of the float32 weights behind narrower ones, which are those rounded."""
+        follow(master, value)
+        self._update(master, gradient.astype(master.dtype), state, step, group, scratch)
+        value[...] = master
+
+    def _update_at_random(
+        self,
+        value: Array,
+        gradient: Array,
+        place: tuple[Draw, int],
+        state: Sequence[Array],
+        step: int,
+        group: Group,
+        scratch: tuple[Array, Array],
+    ) -> None:
+        """`_update` of bfloat16 weights, rounded up or down by the words of a draw from a place."""
+        exact = value.astype(np.float32)
+        self._update(exact, gradient.astype(np.float32), state, step, group, scratch)
+        round_at_random(value, exact, *place)
+
+    def _scratch(self, buffer: FlatBuffer, part: slice) -> tuple[Array, Array]:
+        """Two arrays for an update to write into."""
+        empty = pool.empty if buffer.device.type == "cpu" else array_module(buffer.values).empty
+        shape = (part.stop - part.start,)
+        return empty(shape, buffer.precision), empty(shape, buffer.precision)
 
     def _names_for(self, group: Group) -> tuple[str, ...]:
         """The state arrays that an update of `group` reads and writes."""
@@ -308,17 +361,3 @@ class Optimizer:
 def _chunks(start: int, stop: int, length: int) -> Iterator[slice]:
     for at in range(start, stop, max(length, 1)):
         yield slice(at, min(at + length, stop))
-
-
-def _scratch(buffer: FlatBuffer, part: slice) -> tuple[Array, Array]:
-    """Two arrays for an update to write into."""
-    empty = pool.empty if buffer.device.type == "cpu" else array_module(buffer.values).empty
-    shape = (part.stop - part.start,)
-    return empty(shape, buffer.precision), empty(shape, buffer.precision)
-
-
-def _follow(master: Array, value: Array) -> None:
-    """Where `value` is not `master` rounded, somebody wrote it since: the master takes it over."""
-    bits = np.dtype(f"u{value.dtype.itemsize}")
-    written = master.astype(value.dtype).view(bits) != value.view(bits)
-    master[written] = value[written]
