@@ -32,7 +32,17 @@ FLOORS = [
     {"tensor", "func"},
     {"ops"},
     {"cpu", "cuda"},
-    {"amp", "creation", "functions", "inplace", "methods", "printing", "rearranging", "sampling"},
+    {
+        "amp",
+        "backends",
+        "creation",
+        "functions",
+        "inplace",
+        "methods",
+        "printing",
+        "rearranging",
+        "sampling",
+    },
     {"nn", "optim", "serialization", "distributed", "inspect", "testing", "utils"},
     {"__init__", "__main__", "doctor"},
 ]
@@ -54,6 +64,7 @@ PUBLIC_MODULES = {
     "tinytensor.optim.lr_scheduler",
     "tinytensor.testing",
     "tinytensor.utils.checkpoint",
+    "tinytensor.utils.data",
 }
 
 

@@ -16,6 +16,7 @@ import numpy as _np
 
 # "X as X" tells type checkers that a name is offered here, and not only used.
 from . import autograd as autograd
+from . import backends as backends
 from . import cpu as cpu
 from . import cuda as cuda
 from . import func as func
@@ -42,6 +43,7 @@ from .creation import asarray as _asarray
 from .cuda.matmul import get_float32_matmul_precision as get_float32_matmul_precision
 from .cuda.matmul import set_float32_matmul_precision as set_float32_matmul_precision
 from .functions import *
+from .printing import set_printoptions as set_printoptions
 from .random import Generator as Generator
 from .random import default_generator as default_generator
 from .random import get_rng_state as get_rng_state

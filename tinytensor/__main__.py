@@ -9,6 +9,8 @@ COMMANDS = {
     "python -m tinytensor doctor": "what this machine has, what falls back, what mends it",
     "python -m tinytensor.cuda.study": "why the next rung of the matmul ladder is faster",
     "python -m tinytensor.cuda.offline": "compile the CUDA kernels for every architecture",
+    "python -m tinytensor.cuda.verify": "is everything right on this GPU?",
+    "python -m tinytensor.cuda.bench": "how fast the kernels are on this GPU",
     "python -m gpt": "GPTs on the engine",
 }
 

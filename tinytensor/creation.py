@@ -33,9 +33,11 @@ __all__ = [
     "from_numpy",
     "full",
     "full_like",
+    "get_default_dtype",
     "linspace",
     "ones",
     "ones_like",
+    "set_default_dtype",
     "tensor",
     "zeros",
     "zeros_like",
@@ -126,6 +128,20 @@ def _numbers(array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
             f"{name}: cannot make a tensor of {array.dtype} data; expected real numbers or booleans"
         )
     return array
+
+
+def get_default_dtype() -> DType:
+    """float32: what Python floats become, and what random and constant tensors are made of."""
+    return default_dtype
+
+
+def set_default_dtype(d: Any) -> None:
+    """Accepts float32, which it is; raises ValueError for another, and says what to do instead."""
+    if np.dtype(d) != default_dtype:
+        raise ValueError(
+            f"set_default_dtype: the default stays {default_dtype}; pass dtype={np.dtype(d)} where "
+            "a tensor is made, convert a model by model.to(dtype), or use tt.autocast"
+        )
 
 
 def shape_of(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:

@@ -29,6 +29,10 @@ from . import backend
 from .cuda import simulator
 
 GOOD, MISSING, BROKEN = "good", "missing", "broken"
+LEGEND = {
+    MISSING: "-  is not there; the line says what is done without it",
+    BROKEN: "!  cannot work as it is",
+}
 EXTRA = "pip install 'tinytensor-gpt[{}]'"
 
 # OpenBLAS's kernel sets, by the vector instructions that they use: 1 for SSE, … 4 for AVX-512.
@@ -106,7 +110,7 @@ def blas() -> Iterator[Finding]:
     level = vector_level(cpu_flags())
     for lib in libraries:
         kernels = str(lib.get("architecture") or "")
-        text = f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads of {cores()}"
+        text = f"{lib['internal_api']} {lib['version']}, on {lib['num_threads']} of {cores()} cores"
         text += f", kernels for {kernels}" if kernels else ""
         used = KERNEL_SETS.get(kernels.lower(), 0)
         chosen = os.environ.get("OPENBLAS_CORETYPE")
@@ -124,7 +128,7 @@ def blas() -> Iterator[Finding]:
 def threads() -> Iterator[Finding]:
     from .cpu import get_num_threads
 
-    text, remedy = f"the engine uses {get_num_threads()} of {cores()} cores", ""
+    text, remedy = f"the engine computes on {get_num_threads()} of {cores()} cores", ""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         value = os.environ.get(name)
         if value:
@@ -189,7 +193,7 @@ def driver() -> Iterator[Finding]:
         yield Finding(
             "NVIDIA driver",
             MISSING,
-            "there is none (no libcuda): no GPU of NVIDIA's, or it has not been set up",
+            "none (no libcuda): there is no NVIDIA GPU, or its driver is not installed",
             "",
         )
     else:
@@ -208,7 +212,8 @@ def cupy_wheel() -> Iterator[Finding]:
         return
     if importlib.util.find_spec("cupy") is None:
         remedy = EXTRA.format(wheel_for(version)) if version is not None else ""
-        yield Finding("CuPy", MISSING, "not installed: device 'cuda' is not there", remedy)
+        text = "not installed: without it there is no device 'cuda'"
+        yield Finding("CuPy", MISSING, text, remedy)
         return
     try:
         cupy: Any = backend.cupy()
@@ -312,7 +317,7 @@ def devices(cupy: Any, version: int | None) -> Iterator[Finding]:
         count = int(cupy.cuda.runtime.getDeviceCount())
     except Exception as error:
         if version is None:
-            yield Finding("GPU", MISSING, "none: no driver")
+            yield Finding("GPU", MISSING, "none without a driver")
         else:
             yield Finding("GPU", BROKEN, f"the driver is there, but: {error}", "try nvidia-smi")
         return
@@ -378,7 +383,7 @@ def choice() -> Iterator[Finding]:
     except Exception:
         count = 0
     text = "'cuda'" if count else "'cpu': no GPU that can be used"
-    yield Finding("so", GOOD, f"device='auto' is {text}")
+    yield Finding("device", GOOD, f"'auto' is {text}")
 
 
 PROBES: tuple[Probe, ...] = (python, blas, threads, cpp_compiler, driver, cupy_wheel, mpi, choice)
@@ -407,11 +412,16 @@ def report(findings: list[Finding]) -> str:
         lines.append(f"{mark} {subject.ljust(width)}  {text}")
         if remedy:
             lines.append(f"  {' ' * width}  → {remedy}")
-    return "\n".join(lines)
+    states = {finding.state for finding in findings}
+    lines += ["", *(text for state, text in LEGEND.items() if state in states)]
+    return "\n".join(lines).rstrip()
 
 
 def main() -> int:
     """Print the report; 1 if something is broken, else 0."""
     findings = examine()
-    print(report(findings))
+    try:
+        print(report(findings), flush=True)
+    except BrokenPipeError:  # `doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1 if any(finding.state == BROKEN for finding in findings) else 0

@@ -287,6 +287,7 @@ _CONVERSIONS: dict[str, Any] = {
     "is_contiguous": is_contiguous,
     "float": _caster("float", np.dtype(np.float32)),
     "double": _caster("double", np.dtype(np.float64)),
+    "half": _caster("half", np.dtype(np.float16)),
     "bfloat16": _caster("bfloat16", bfloat16),
     "long": _caster("long", np.dtype(np.int64)),
     "int": _caster("int", np.dtype(np.int32)),

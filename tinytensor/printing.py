@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,15 +20,44 @@ from .backend import default_dtype, is_floating
 if TYPE_CHECKING:
     from .tensor import Tensor
 
-PRECISION = 4
-THRESHOLD = 1000  # more elements than this are summarised
-EDGE = 3  # elements shown at each end of a summarised axis
-LINE = 80
+
+@dataclass
+class _Options:
+    precision: int = 4  # digits
+    threshold: int = 1000  # more elements than this are summarised
+    edgeitems: int = 3  # elements shown at each end of a summarised axis
+    linewidth: int = 80
+
+
+options = _Options()
 _TABLE = 32  # rows and columns that _repr_html_ shows at most
 
 _GAP = "..."  # stands for the elements that are left out
 
 Strings = Any  # a string, or nested lists of strings
+
+
+def set_printoptions(
+    precision: int | None = None,
+    threshold: int | None = None,
+    edgeitems: int | None = None,
+    linewidth: int | None = None,
+) -> None:
+    """How tensors are printed from now on: digits (4), the number of elements above which the
+    middle is left out (1,000), how many are then shown at each end (3), the width of a line (80).
+    """
+    given = {
+        "precision": precision,
+        "threshold": threshold,
+        "edgeitems": edgeitems,
+        "linewidth": linewidth,
+    }
+    for name, value in given.items():
+        if value is not None and value < 0:
+            raise ValueError(f"set_printoptions: {name} must not be negative, got {value}")
+    for name, value in given.items():
+        if value is not None:
+            setattr(options, name, value)
 
 
 def tensor_repr(x: Tensor) -> str:
@@ -53,7 +83,7 @@ def tensor_repr(x: Tensor) -> str:
 def _with_notes(text: str, notes: list[str], indent: int) -> str:
     length = len(text) - text.rfind("\n") - 1
     for note in notes:
-        if length + len(note) + 2 > LINE:
+        if length + len(note) + 2 > options.linewidth:
             text += ",\n" + " " * indent + note
             length = indent + len(note)
         else:
@@ -64,15 +94,15 @@ def _with_notes(text: str, notes: list[str], indent: int) -> str:
 
 def _strings(array: np.ndarray[Any, Any]) -> Strings:
     """The numbers as text of one width, nested like the array, _GAP where elements are left out."""
-    summarise = array.size > THRESHOLD
+    summarise = array.size > options.threshold
     shown = _edges(array) if summarise else array
     write, width = _writer(shown.reshape(-1))
 
     def nest(part: np.ndarray[Any, Any]) -> Strings:
         if part.ndim == 0:
             return write(part.item()).rjust(width)
-        if summarise and len(part) > 2 * EDGE:
-            ends = [*part[:EDGE], None, *part[-EDGE:]]
+        if summarise and len(part) > 2 * options.edgeitems:
+            ends = [*part[: options.edgeitems], None, *part[-options.edgeitems :]]
         else:
             ends = list(part)
         return [_GAP if item is None else nest(np.asarray(item)) for item in ends]
@@ -81,9 +111,10 @@ def _strings(array: np.ndarray[Any, Any]) -> Strings:
 
 
 def _edges(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    edge = options.edgeitems
     for axis, size in enumerate(array.shape):
-        if size > 2 * EDGE:
-            array = np.take(array, [*range(EDGE), *range(size - EDGE, size)], axis)
+        if size > 2 * edge:
+            array = np.take(array, [*range(edge), *range(size - edge, size)], axis)
     return array
 
 
@@ -97,9 +128,9 @@ def _writer(values: np.ndarray[Any, Any]) -> tuple[Callable[[Any], str], int]:
     size = np.abs(numbers)
     smallest, largest = float(size.min(initial=math.inf)), float(size.max(initial=0.0))
     whole = bool((size == np.ceil(size)).all())
-    digits = f".{PRECISION}f"
+    digits = f".{options.precision}f"
     if largest > 1e8 or largest > 1000 * smallest or (not whole and smallest < 1e-4):
-        digits = f".{PRECISION}e"
+        digits = f".{options.precision}e"
     elif whole:
         digits = ".0f"
 
@@ -114,7 +145,7 @@ def _layout(strings: Strings, indent: int) -> str:
     if isinstance(strings, str):
         return strings
     if isinstance(strings[0], str):
-        per_line = max(1, (LINE - indent) // (len(strings[0]) + 2))
+        per_line = max(1, (options.linewidth - indent) // (len(strings[0]) + 2))
         strings = [" ..." if s == _GAP else s for s in strings]
         lines = [strings[i : i + per_line] for i in range(0, len(strings), per_line)]
         return "[" + (",\n" + " " * (indent + 1)).join(", ".join(line) for line in lines) + "]"

@@ -456,3 +456,16 @@ def test_a_module_shows_its_tree():
   (empty): ModuleList()
 )"""
     )
+
+
+def test_parameters_and_modules_come_in_the_order_of_their_names():
+    inner = nn.Linear(2, 2)
+    model = nn.Sequential(inner, nn.Sequential(nn.LayerNorm(2), inner), nn.Linear(2, 2))
+    model.extra = nn.Parameter(tt.ones(2))
+    model[2].weight = inner.weight
+    named = [p for _, p in model.named_parameters()]
+    assert [id(p) for p in model.parameters()] == [id(p) for p in named]
+    assert list(model.modules()) == [m for _, m in model.named_modules()]
+    assert [id(p) for p in model.parameters(recurse=False)] == [id(model.extra)]
+    del model.extra
+    assert len(list(model.parameters())) == len(named) - 1  # nothing is remembered

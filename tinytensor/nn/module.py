@@ -217,7 +217,30 @@ class Module:
 
     def modules(self) -> Iterator[Module]:
         """This module and all inside it, each once."""
-        return (module for _, module in self.named_modules())
+        return iter(self._collected()[0])
+
+    def _collected(self) -> tuple[list[Module], list[Parameter]]:
+        """All modules and parameters from here on, each once, in the order of their names.
+
+        A training step asks for them every time (to clip gradients), so it is one pass without
+        names and generators. Nothing is remembered: attributes may have changed since.
+        """
+        modules: dict[Module, None] = {}
+        parameters: dict[int, Parameter] = {}
+        waiting = [self]
+        while waiting:
+            module = waiting.pop()
+            if module in modules:
+                continue
+            modules[module] = None
+            children = []
+            for value in module.__dict__.values():
+                if isinstance(value, Parameter):
+                    parameters[id(value)] = value
+                elif isinstance(value, Module):
+                    children.append(value)
+            waiting += reversed(children)
+        return list(modules), list(parameters.values())
 
     def _named_members(
         self,
@@ -243,7 +266,9 @@ class Module:
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
         """All parameters, shared ones once: what an optimizer is given."""
-        return (parameter for _, parameter in self.named_parameters(recurse=recurse))
+        if recurse:
+            return iter(self._collected()[1])
+        return (parameter for _, parameter in self.named_parameters(recurse=False))
 
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -356,6 +381,10 @@ class Module:
     def double(self) -> Self:
         """Convert floating-point numbers to float64."""
         return self.to(np.dtype(np.float64))
+
+    def half(self) -> Self:
+        """Convert floating-point numbers to float16."""
+        return self.to(np.dtype(np.float16))
 
     def bfloat16(self) -> Self:
         """Convert floating-point numbers to bfloat16."""
