@@ -431,6 +431,13 @@ class LateGradient:
         self.write_to = profile.clocked(name, BACKWARD, gradient.write_to)
         self.add_to = profile.clocked(name, BACKWARD, gradient.add_to)
         self.dense = profile.clocked(name, BACKWARD, gradient.dense)
+        if hasattr(gradient, "joined"):
+            self.joined = lambda other: self._joined(profile, name, gradient, other)
+        self.gradient = gradient
+
+    def _joined(self, profile: Profile, name: str, gradient: Any, other: Any) -> Any:
+        joined = gradient.joined(getattr(other, "gradient", other))
+        return joined and LateGradient(profile, name, joined)
 
 
 def what_it_computes(name: str, values: tuple[Any, ...]) -> tuple[str, float]:

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import CellType, FunctionType, MethodType, TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -378,6 +378,7 @@ def _walk_back(
         _keep_paths_to(wanted, counts)
     pending: dict[Node, Any] = {root: gradient}
     owned: set[Node] = set()  # nodes whose pending gradient is a fresh sum, safe to add into
+    stored: set[Node] = set()  # leaves to whose `.grad` this walk has added
     ready = [root] if root in counts else []
     while ready:
         node = ready.pop()
@@ -389,8 +390,9 @@ def _walk_back(
                 wanted[node] = _dense(gradient)
             elif type(node) is Leaf and wanted is None:
                 accumulate(node, gradient)
+                stored.add(node)
         if type(node) is Leaf:
-            if wanted is None and gradient is not None and node.ready_hooks:
+            if node.ready_hooks and node in stored:
                 for walk in _beside:
                     walk.finish()
                 for hook in node.ready_hooks:
@@ -417,7 +419,9 @@ def _walk_back(
                         given.dtype is not parent.dtype and given.dtype != parent.dtype
                     ):
                         given = fit(given, parent.shape, parent.dtype, node.operation)
-                    if parent not in pending:
+                    if wanted is None and _takes_parts(parent, stored):
+                        accumulate(parent, given)
+                    elif parent not in pending:
                         pending[parent] = given
                     else:
                         _add_pending(pending, owned, parent, given)
@@ -425,6 +429,24 @@ def _walk_back(
             counts[parent] = waiting
             if not waiting:
                 ready.append(parent)
+
+
+def _takes_parts(node: Node, stored: set[Node]) -> TypeGuard[Leaf]:
+    """Whether gradients of `node` go to its `.grad` as they come, without a sum in between.
+
+    That is so for a leaf whose gradient nobody watches, unless there is one from an earlier walk:
+    sums over several walks do not depend on how often each has used the leaf.
+    """
+    if type(node) is not Leaf or node.watcher is not None:
+        return False
+    if node in stored:
+        for walk in _beside:
+            walk.finish()  # what is added to may still be in a queue
+    elif node.grad is None:
+        stored.add(node)
+    else:
+        return False
+    return True
 
 
 def _keep_paths_to(wanted: Iterable[Node], counts: dict[Node, int]) -> None:
@@ -452,6 +474,10 @@ def _add_pending(pending: dict[Node, Any], owned: set[Node], node: Node, given: 
             return
         if not _is_lazy(total):
             total, given = given, total
+        joined = total.joined(given) if hasattr(total, "joined") else None
+        if joined is not None:
+            pending[node] = joined
+            return
         pending[node] = total = total.dense()
         owned.add(node)
     if _is_lazy(given):
@@ -630,3 +656,10 @@ def grad(
                     f"{inputs[position].shape}); pass allow_unused=True to get None for it"
                 )
     return tuple(None if total is None else as_tensor(total) for total in totals)
+
+
+def gradcheck(function: Callable[..., Any], inputs: Any, **options: Any) -> bool:
+    """`tt.testing.gradcheck`, under the name that it has in PyTorch."""
+    from .testing import gradcheck as check
+
+    return check(function, inputs, **options)

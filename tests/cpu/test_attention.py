@@ -67,13 +67,13 @@ def test_every_mask_at_every_size(kind, causal, dropout, shape, sizes, dtype, si
 
     before = tt.get_num_threads()
     tt.set_num_threads(threads)
-    saved = attention.WORTH_A_THREAD, attention.QUERIES, attention.SHORT
-    attention.WORTH_A_THREAD, attention.QUERIES, attention.SHORT = 1, 40, 20
+    saved = attention.WORTH_A_PIECE, attention.QUERIES, attention.SHORT
+    attention.WORTH_A_PIECE, attention.QUERIES, attention.SHORT = 1, 40, 20
     try:
         agree_beside_their_terms(attend, inputs, dtype)
     finally:
         tt.set_num_threads(before)
-        attention.WORTH_A_THREAD, attention.QUERIES, attention.SHORT = saved
+        attention.WORTH_A_PIECE, attention.QUERIES, attention.SHORT = saved
 
 
 def agree_beside_their_terms(attend, inputs, dtype):
@@ -106,15 +106,6 @@ def agree_beside_their_terms(attend, inputs, dtype):
         assert abs(one - truth).max() <= allowed + 2 * abs(two - truth).max()
 
 
-def test_one_query_and_the_keys_of_a_cache():
-    rng = np.random.default_rng(0)
-    cache = rng.normal(size=(2, 3, 500, 8)).astype(np.float32)[:, :, :333]
-    q = rng.normal(size=(2, 3, 1, 8)).astype(np.float32)
-    y, _ = attention.fast_attention(q, cache, cache, None)
-    expected, _ = ops.scaled_dot_product_attention.reference(q, cache, cache, None)
-    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
-
-
 def test_nothing_of_the_size_of_the_scores_is_kept():
     x = np.ones((1, 1, 4096, 4), np.float32)
     for options in ({}, {"dropout_p": 0.5, "draw": Draw(1, 1)}):
@@ -135,7 +126,7 @@ def test_words_from_the_middle_of_a_draw(first, count, key, wraps):
 
 @pytest.mark.parametrize("options", [{}, {"dropout_p": 0.3, "draw": Draw(3, 9)}])
 def test_threads_do_not_change_the_numbers(options, monkeypatch):
-    monkeypatch.setattr(attention, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(attention, "WORTH_A_PIECE", 1)
     rng = np.random.default_rng(0)
     q, k, v, dy = (rng.normal(size=(3, 4, 200, 16)).astype(np.float32) for _ in range(4))
     found, before = [], tt.get_num_threads()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import tinytensor as tt
 from tinytensor import ops
-from tinytensor.cpu import dropout, elementwise, linear, losses, norms
+from tinytensor.cpu import dropout, elementwise, indexing, linear, losses, norms, pieces
 from tinytensor.random import Draw
 from tinytensor.testing import check_implementations
 
@@ -25,11 +26,12 @@ def tensor(x, dtype=np.float32):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Everything is cut into many pieces."""
-    for module in (elementwise, norms, losses, dropout):
+    for module in (pieces, losses, dropout):
         monkeypatch.setattr(module, "LONG", 8)
+    monkeypatch.setattr(pieces, "PIECE", 64)
+    monkeypatch.setattr(pieces, "WIDE", 48)
     monkeypatch.setattr(dropout, "PIECE", 24)
     monkeypatch.setattr(elementwise, "ERF_PIECE", 16)
-    monkeypatch.setattr(norms, "PIECE", 64)
     monkeypatch.setattr(losses, "LOGITS", 700)
     monkeypatch.setattr(losses, "PRODUCT", 40)
     for module in (linear, losses):
@@ -163,3 +165,99 @@ def test_the_number_of_threads_changes_nothing_beyond_rounding(small_pieces):
         np.testing.assert_array_equal(two, same)
         for other in (two, three):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+# ---- Arrays that are made again, and gradients of parts ----
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("activation", ["gelu", "layer_norm"])
+def test_what_is_made_again_gives_the_gradients_of_what_is_kept(monkeypatch, activation, biased):
+    rng = np.random.default_rng(0)
+    x, weight, gain = (tensor(rng.normal(size=s)) for s in ((3, 5, 8), (6, 8), 8))
+    shift = tensor(rng.normal(size=8)) if biased else None
+    freed = []
+
+    def f(x, weight, gain):
+        if activation == "gelu":
+            y = ops.gelu(x * gain, approximate="tanh")
+        else:
+            y = ops.layer_norm(x, gain, shift)
+        numbers = weakref.ref(y.value if y.value.base is None else y.value.base)
+        z = ops.linear(y, weight, None)
+        del y
+        freed.append(numbers() is None)
+        return z
+
+    kept = f(x, weight, gain)
+    for module in (elementwise, norms):
+        monkeypatch.setattr(module, "LARGE", 1)
+    made = f(x, weight, gain)
+    assert freed == [False, True]
+    assert check_implementations(f, [x, weight, gain])
+    dy = rng.normal(size=kept.shape).astype(np.float32)
+    gradients = [
+        tt.autograd.grad(y, [x, weight, gain], tt.from_numpy(dy), retain_graph=True)
+        for y in (kept, made, made)
+    ]
+    for one, *others in zip(*gradients, strict=True):
+        for other in others:
+            np.testing.assert_allclose(other.numpy(), one.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_an_array_that_was_written_is_not_made_again(monkeypatch):
+    """The gradient of a weight is that of the numbers it was multiplied with."""
+    monkeypatch.setattr(elementwise, "LARGE", 1)
+    x, weight = tensor(np.arange(6.0).reshape(2, 3)), tensor(np.ones((4, 3)))
+    y = ops.gelu(x, approximate="tanh")
+    with tt.no_grad():
+        y.zero_()
+    ops.linear(y, weight, None).sum().backward()
+    assert (weight.grad.numpy() == 0).all()
+
+
+def test_a_write_to_what_an_array_is_made_from_is_noticed(monkeypatch):
+    monkeypatch.setattr(elementwise, "LARGE", 1)
+    x, weight = tensor(np.arange(6.0).reshape(2, 3)), tensor(np.ones((4, 3)))
+    z = ops.linear(ops.gelu(x, approximate="tanh"), weight, None)
+    with tt.no_grad():
+        x.zero_()
+    with pytest.raises(RuntimeError, match="written in place"):
+        z.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        [np.s_[:, :, 0:2], np.s_[:, :, 2:4], np.s_[:, :, 4:6]],  # all of it
+        [np.s_[:, :, 4:6], np.s_[:, :, 0:2]],  # a gap
+        [np.s_[:, :, 0:4], np.s_[:, :, 2:6]],  # an overlap
+        [np.s_[:, :, 0:2], np.s_[:, 1:2]],  # two axes
+        [np.s_[0:3], np.s_[3:4]],  # the first axis
+        [np.s_[2:4], np.s_[0:1], np.s_[1:2], np.s_[1:2]],
+        [np.s_[..., 0:3], np.s_[:, :, 3:6]],
+        [np.s_[:, :, ::2], np.s_[:, :, 1::2]],
+        [np.s_[0], np.s_[1:]],
+        [np.s_[:, :, 0:0], np.s_[:, :, :]],
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_of_parts(monkeypatch, cuts, threads):
+    monkeypatch.setattr(indexing, "LONG", 1)
+    rng = np.random.default_rng(0)
+    x = tensor(rng.normal(size=(4, 5, 6)))
+    weights = [rng.normal(size=np.zeros(x.shape)[cut].shape) for cut in cuts]
+    expected = np.zeros(x.shape)
+    for cut, weight in zip(cuts, weights, strict=True):
+        expected[cut] += weight
+    before = tt.get_num_threads()
+    tt.set_num_threads(threads)
+    try:
+        loss = sum((x[c] * tensor(w).detach()).sum() for c, w in zip(cuts, weights, strict=True))
+        loss.backward()
+        np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6)
+        loss = sum((x[c] * tensor(w).detach()).sum() for c, w in zip(cuts, weights, strict=True))
+        (loss + x.sum()).backward()
+    finally:
+        tt.set_num_threads(before)
+    np.testing.assert_allclose(x.grad.numpy(), 2 * expected + 1, rtol=1e-5, atol=1e-6)

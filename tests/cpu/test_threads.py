@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -103,6 +104,31 @@ def test_what_a_walk_queues_is_done_when_it_returns_and_its_errors_are_raised(mo
         F.linear(x, weight).sum().backward()
 
 
+def test_what_is_added_to_a_queued_gradient_waits_for_it(monkeypatch):
+    """A tied table: the head's gradient is queued, the embedding's is added to it."""
+    monkeypatch.setattr(linear, "WORTH_A_THREAD", 1)
+    multiply = linear.ProductGradient._multiply
+
+    def slowly(self, out):
+        time.sleep(0.05)
+        return multiply(self, out)
+
+    monkeypatch.setattr(linear.ProductGradient, "_multiply", slowly)
+    table, ids = tt.randn(30, 8, requires_grad=True), tt.randint(0, 30, (20,))
+
+    def loss():
+        return (F.linear(F.embedding(ids, table), table) ** 2).sum()
+
+    done = []
+    table.register_post_accumulate_grad_hook(lambda t: done.append(t.grad.numpy().copy()))
+    loss().backward()
+    with tt.reference_ops():
+        (expected,) = tt.autograd.grad(loss(), table)
+    for found in (table.grad.numpy(), *done):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-3)
+    assert len(done) == 1
+
+
 def test_gradients_do_not_depend_on_the_number_of_threads(monkeypatch):
     monkeypatch.setattr(linear, "WORTH_A_THREAD", 1)
     found = []
@@ -151,6 +177,47 @@ def test_blas_finds_its_threads_again_also_after_an_error(blas_on_two_threads):
 
         del OPERATIONS["failing"]
     assert threads.single_threaded_blas.threads() == before
+
+
+def test_small_products_are_for_blas_while_our_threads_rest(blas_on_two_threads, monkeypatch):
+    monkeypatch.setattr(threads, "workers", threads._Workers())
+    monkeypatch.setattr(linear, "workers", threads.workers)
+    monkeypatch.setattr(threads, "_blas_threads", 2)
+    monkeypatch.setattr(threads, "LATE", 1e9)  # whatever else this machine does
+    workers, a, used = threads.workers, np.ones((300, 40), np.float32), []
+
+    @tt.op
+    def watched(x):
+        def vjp(dy):
+            used.append(threads.single_threaded_blas.threads())
+            return dy
+
+        return x * 1, vjp
+
+    try:
+        x = tt.ones(3, requires_grad=True)
+        watched(x).sum().backward()
+        for _ in range(threads.CALM + 1):
+            assert not workers.resting
+            linear.product(a, a.T)
+        assert workers.resting
+        watched(x).sum().backward()  # in a walk too
+        tt.set_num_threads(1)
+        assert not workers.resting  # one thread is one thread
+        tt.set_num_threads(2)
+        threads.split(4, 1, lambda start, stop: None)
+        assert not workers.resting  # ours were needed
+        watched(x).sum().backward()
+        assert used == [1, 2, 1]
+        workers.note_product(2 * threads.LATE)  # somebody else needs the cores
+        assert not workers.resting
+        for _ in range(threads.PAUSE + 1):
+            workers.note_product(0)
+        assert workers.resting
+    finally:
+        from tinytensor.tensor import OPERATIONS
+
+        del OPERATIONS["watched"]
 
 
 def test_set_num_threads_refuses_none():

@@ -7,7 +7,8 @@ that was safe, and the block is made again with the maximum where it was not. y 
 block are never looked at.
 
 Backward, with dy' = dy / s and c = Σ dy'·y (row by row):
-ds = e · (dy' vᵀ - c), dq = scale · ds k, dk = dsᵀ (scale · q), dv = eᵀ dy'.
+ds = e · (dy' vᵀ - c), dq = scale · ds k, dk = scale · dsᵀ q, dv = eᵀ dy'.
+scale · kᵀ and scale · vᵀ are written out once for all blocks, so that ds has its scale already.
 With dropout, m being 0 or 1 / (1 - p): y = ((e · m) v) / s, ds = e · (m · (dy' vᵀ) - c) and
 dv = (e · m)ᵀ dy'; a block's part of m is made again from its random words. The exponentials of a
 short sequence are kept for the backward pass, those of a long one made again.
@@ -34,13 +35,16 @@ from ..ops.attention import scaled_dot_product_attention
 from ..ops.network import NO_DRAW
 from ..random import Draw
 from .dropout import keep_words, threshold
-from .linear import FLOATS, WORTH_A_THREAD, ones
+from .linear import FLOATS, ones
 from .losses import SAFE_SUMS
+from .one_row import one_query_attention
 from .pool import empty
 from .threads import get_num_threads, single_threaded_blas, split
 
 QUERIES = 64  # rows in a block, twice as many where there are more than MANY_KEYS
 MANY_KEYS = 512
+CACHE_LINE = 16  # float32 numbers in it
+WORTH_A_PIECE = 1 << 21  # multiplications in each product of what another thread takes
 SHORT = 64  # queries and keys up to which all weights of a head are one block
 WORKING_SET = 1 << 18  # numbers in a group of blocks that are worked on together: 1 MB of float32
 KEPT = 1 << 21  # numbers of exponentials that one call keeps for its backward pass: 8 MB of float32
@@ -96,6 +100,14 @@ class _Scratch:
             array = self._arrays[name] = empty((size,), self._dtype)
         return array[:size].reshape(shape)
 
+    def transposed(self, name: str, x: Array, factor: Any) -> Array:
+        """`_transposed`, with a cache line between the rows: the caches take no two at one place
+        if they are a power of two apart.
+        """
+        batch, heads, keys, size = x.shape
+        out = self(name, batch, heads, size, keys + CACHE_LINE)[..., :keys]
+        return _transposed(x, factor, out)
+
 
 @scaled_dot_product_attention.register(np.ndarray)
 def fast_attention(
@@ -128,8 +140,11 @@ def fast_attention(
     S, E = v.shape[2:]
     dtype = q.dtype
     factor = dtype.type(1 / math.sqrt(D) if scale is None else scale)
+    if L == 1 and mask is None and not dropout_p and not state.recording:
+        seen = slice(0, 1 if is_causal else S)
+        return one_query_attention(q, k[:, :, seen], v[:, :, seen], factor), None
     rows = min(QUERIES if S <= MANY_KEYS else 2 * QUERIES, L)
-    pieces = max(1, min(get_num_threads(), B * H * L * S * D // WORTH_A_THREAD))
+    pieces = max(1, min(get_num_threads(), B * H * L * S * D // WORTH_A_PIECE))
     groups = _groups(B, H, rows * S, pieces)
     least = -(-len(groups) // pieces)  # groups for a thread
     if mask is None and not dropout_p and (max(L, S) <= SHORT or L == 1):
@@ -142,6 +157,7 @@ def fast_attention(
     shifts: dict[tuple[int, int, int], Array] = {}  # row maxima of the few blocks that needed them
     kept: dict[tuple[int, int, int], Array] = {}
     keep = state.recording and B * H * L * S <= KEPT and not dropout_p
+    seen = min(L, S) if is_causal else S
     low, high = SAFE_SUMS[dtype.itemsize]
     least_kept = threshold(dropout_p)
 
@@ -159,12 +175,12 @@ def fast_attention(
         if masks is not None and not additive:
             write(scores, masks[group][:, :, i:j, :s])
 
-    def exponentials(block: Block, scaled: Array, e: Array, first: bool = False) -> None:
+    def exponentials(block: Block, keys: Array, e: Array, first: bool = False) -> None:
         group, i, j, s = block
         key = (group[0].start, group[1].start, i)
 
         def write_scores() -> None:
-            np.matmul(scaled, k[group][:, :, :s].swapaxes(2, 3), out=e)
+            np.matmul(q[group][:, :, i:j], keys[..., :s], out=e)
             if additive:
                 np.add(e, masks[group][:, :, i:j, :s], out=e)  # type: ignore[index]
 
@@ -206,11 +222,12 @@ def fast_attention(
         scratch = _Scratch(dtype)
         for block in blocks(first, last):
             group, i, j, s = block
-            source, out = q[group][:, :, i:j], y[group][:, :, i:j]
-            scaled = np.multiply(source, factor, out=scratch("scaled", *source.shape))
-            shape = (*source.shape[:3], s)
+            if i == 0:
+                keys = scratch.transposed("keys", k[group][:, :, :seen], factor)
+            out = y[group][:, :, i:j]
+            shape = (*out.shape[:3], s)
             e = empty(shape, dtype) if keep else scratch("e", *shape)
-            exponentials(block, scaled, e, True)
+            exponentials(block, keys, e, True)
             total = sums[group][:, :, i:j]
             if dropout_p:
                 drop(block, e)
@@ -223,49 +240,51 @@ def fast_attention(
     with single_threaded_blas:
         split(len(groups), least, forward)
 
-    def score_gradients(dy: Array, block: Block, scratch: _Scratch) -> tuple[Array, ...]:
-        """(ds, scale · q, e · m, dy') of a block."""
+    def score_gradients(
+        dy: Array, block: Block, keys: Array, values: Array, by: Any, scratch: _Scratch
+    ) -> tuple[Array, Array, Array]:
+        """(by · ds, e · m, dy') of a block, given scale · kᵀ and by · vᵀ."""
         group, i, j, s = block
-        source, given = q[group][:, :, i:j], dy[group][:, :, i:j]
-        scaled = np.multiply(source, factor, out=scratch("scaled", *source.shape))
-        shape = (*source.shape[:3], s)
+        given = dy[group][:, :, i:j]
+        shape = (*given.shape[:3], s)
         e = kept.get((group[0].start, group[1].start, i))
         if e is None:
             e = scratch("e", *shape)
-            exponentials(block, scaled, e)
+            exponentials(block, keys, e)
         shared = np.divide(given, sums[group][:, :, i:j], out=scratch("shared", *given.shape))
         along = np.multiply(shared, y[group][:, :, i:j], out=scratch("mixed", *given.shape))
-        along = (along.reshape(-1, E) @ ones(E, dtype)).reshape(*shape[:3], 1)
+        along = (along.reshape(-1, E) @ np.full(E, by, dtype)).reshape(*shape[:3], 1)
         if dropout_p:
             np.multiply(shared, dtype.type(1 / (1 - dropout_p)), out=shared)
-        ds = scratch("ds", *shape)
-        np.matmul(shared, v[group][:, :, :s].swapaxes(2, 3), out=ds)
+        ds = np.matmul(shared, values[..., :s], out=scratch("ds", *shape))
         if dropout_p:
             drop(block, ds)
         np.subtract(ds, along, out=ds)
         np.multiply(ds, e, out=ds)
         if dropout_p:
             drop(block, e)
-        return ds, scaled, e, shared
+        return ds, e, shared
 
     def vjp(dy: Array) -> tuple[Any, ...]:
         dq = empty((B, L, H, D), dtype).transpose(0, 2, 1, 3)
         dk = empty((B, S, H, D), dtype).transpose(0, 2, 1, 3)
         dv = empty((B, S, H, E), dtype).transpose(0, 2, 1, 3)
-        seen = min(L, S) if is_causal else S  # keys after it have no gradient
         for whole in (dk, dv):
-            whole[:, :, seen:] = 0
+            whole[:, :, seen:] = 0  # a key that no query sees has no gradient
 
         def backward(first: int, last: int) -> None:
             scratch = _Scratch(dtype)
             for block in blocks(first, last):
                 group, i, j, s = block
-                ds, scaled, weights, shared = score_gradients(dy, block, scratch)
-                out = dq[group][:, :, i:j]
-                np.matmul(ds, k[group][:, :, :s], out=out)
-                np.multiply(out, factor, out=out)
+                if i == 0:
+                    keys = (
+                        None if keep else scratch.transposed("keys", k[group][:, :, :seen], factor)
+                    )
+                    values = scratch.transposed("values", v[group][:, :, :seen], factor)
+                ds, weights, shared = score_gradients(dy, block, keys, values, factor, scratch)
+                np.matmul(ds, k[group][:, :, :s], out=dq[group][:, :, i:j])
                 old = 0 if i == 0 else min(i, s) if is_causal else s
-                for total, a, b in ((dk, ds, scaled), (dv, weights, shared)):
+                for total, a, b in ((dk, ds, q[group][:, :, i:j]), (dv, weights, shared)):
                     _gather(total[group], a.swapaxes(2, 3), b, old, s, scratch)
 
         with single_threaded_blas:
@@ -278,9 +297,14 @@ def fast_attention(
         whole = buffer.reshape((1,) * (4 - buffer.ndim) + buffer.shape)
         with single_threaded_blas:
             for block in blocks(0, len(groups)):
-                (batch, heads), i, j, s = block
-                ds = score_gradients(dy, block, scratch)[0]
-                wanted = batch, heads, slice(i, j), slice(0, s)
+                group, i, j, s = block
+                if i == 0:
+                    keys = (
+                        None if keep else scratch.transposed("keys", k[group][:, :, :seen], factor)
+                    )
+                    values = scratch.transposed("values", v[group][:, :, :seen], 1)
+                ds = score_gradients(dy, block, keys, values, 1, scratch)[0]
+                wanted = *group, slice(i, j), slice(0, s)
                 repeated = tuple(axis for axis in range(4) if whole.shape[axis] == 1)
                 index = tuple(
                     slice(0, 1) if axis in repeated else wanted[axis] for axis in range(4)
@@ -295,7 +319,7 @@ def _short_attention(
 ) -> Any:
     """The same for sequences of one block: the weights p = e / s are whole, and kept.
 
-    c = Σ dy·y, ds = scale · p · (dy vᵀ - c), dq = ds k, dk = dsᵀ q, dv = pᵀ dy.
+    dp = dy vᵀ, ds = scale · p · (dp - Σ dp·p), dq = ds k, dk = dsᵀ q, dv = pᵀ dy.
     """
     B, H, L, D = q.shape
     S, E = v.shape[2:]
@@ -306,27 +330,30 @@ def _short_attention(
     p = empty((B, H, L, S), dtype)
     visible = _triangle(L, S) if is_causal else None
 
+    def row_sums(x: Array) -> Array:
+        return (x.reshape(-1, S) @ ones(S, dtype)).reshape(*x.shape[:3], 1)
+
     def forward(first: int, last: int) -> None:
         for group in groups[first:last]:
             e = p[group]
-            scaled = np.multiply(q[group], factor, out=empty((*e.shape[:3], D), dtype))
-            np.matmul(scaled, k[group].swapaxes(2, 3), out=e)
+            keys = _transposed(k[group], factor)
+            np.matmul(q[group], keys, out=e)
             safe = e.max() < highest
             if safe:
                 np.exp(e, out=e)
                 if visible is not None:
                     np.multiply(e, visible, out=e)
-                total = np.matmul(e, ones(S, dtype))
+                total = row_sums(e)
                 safe = total.min() > low
             if not safe:  # also where there is a nan
-                np.matmul(scaled, k[group].swapaxes(2, 3), out=e)
+                np.matmul(q[group], keys, out=e)
                 if visible is not None:
                     np.copyto(e, -math.inf, where=~visible)
                 with np.errstate(invalid="ignore"):
                     np.subtract(e, e.max(axis=3, keepdims=True), out=e)
                 np.exp(e, out=e)
-                total = np.matmul(e, ones(S, dtype))
-            np.divide(e, total[..., None], out=e)
+                total = row_sums(e)
+            np.divide(e, total, out=e)
             np.matmul(e, v[group], out=y[group])
 
     with single_threaded_blas:
@@ -340,11 +367,11 @@ def _short_attention(
         def backward(first: int, last: int) -> None:
             for group in groups[first:last]:
                 weights, given = p[group], dy[group]
-                ds = empty(weights.shape, dtype)
-                np.matmul(given, v[group].swapaxes(2, 3), out=ds)
-                np.subtract(ds, np.vecdot(given, y[group])[..., None], out=ds)
+                ds, scratch = (empty(weights.shape, dtype) for _ in range(2))
+                np.matmul(given, _transposed(v[group], factor), out=ds)
                 np.multiply(ds, weights, out=ds)
-                np.multiply(ds, factor, out=ds)
+                np.multiply(weights, row_sums(ds), out=scratch)
+                np.subtract(ds, scratch, out=ds)
                 np.matmul(ds, k[group], out=dq[group])
                 np.matmul(ds.swapaxes(2, 3), q[group], out=dk[group])
                 np.matmul(weights.swapaxes(2, 3), given, out=dv[group])
@@ -353,6 +380,17 @@ def _short_attention(
         return dq, dk, dv, None
 
     return y, vjp
+
+
+def _transposed(x: Array, factor: Any, out: Array = None) -> Array:
+    """factor · xᵀ for x (batch, heads, keys, size), written out.
+
+    BLAS multiplies small matrices at two thirds of its speed by the transpose of a second factor.
+    """
+    if out is None:
+        batch, heads, keys, size = x.shape
+        out = empty((batch, heads, size, keys), x.dtype)
+    return np.multiply(x.swapaxes(2, 3), factor, out=out)
 
 
 def _zero(e: Array, visible: Array) -> None:

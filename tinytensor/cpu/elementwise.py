@@ -13,64 +13,115 @@ from ..backend import Array, DType
 from ..ops._special import error_function
 from ..ops.elementwise import add, divide, gelu, multiply, relu, where
 from .linear import FLOATS
+from .one_row import FEW, gelu_row
+from .pieces import PIECE, in_pieces
 from .pool import SMALLEST, empty
+from .recipes import leave_recipe
 from .threads import split
 
-PIECE = 1 << 16  # numbers in a piece: many enough that calls cost little, few enough for a cache
 ERF_PIECE = 1 << 14  # the error function makes arrays of its own: these are too small for pages
-LONG = 1 << 17  # numbers in a chain that takes another thread longer than it takes to wake it
+# Numbers for which GELU keeps its input alone: memory then counts for more than computing it again.
+LARGE = 1 << 21
+ROOT = math.sqrt(2 / math.pi)
 
 
 @gelu.register(np.ndarray)
 def fast_gelu(x: Array, approximate: str = "none") -> Any:
-    """The tanh form, as x · s with s = sigmoid(2u), because 1 + tanh(u) = 2 sigmoid(2u).
+    """y = x (1 + t) / 2 with t = tanh u, u = √(2/π) (x + 0.044715 x³), and dx = dy · slope.
 
-    u = √(2/π) (x + 0.044715 x³). The derivative s + x s (1 - s) 2u' is kept instead of x.
+    The slope is kept instead of x. For a large array x is kept instead of both the slope and y.
     """
     if approximate == "none" and x.dtype in FLOATS and x.size:
         return _gelu_erf(x)
     if approximate != "tanh" or x.dtype not in FLOATS or x.size == 0:
         return NotImplemented
     recording = state.recording
-    c = 2 * math.sqrt(2 / math.pi)
-    source = x.reshape(-1)
-    y = empty(source.shape, x.dtype)
-    slope = empty(source.shape, x.dtype) if recording else None
-    # Where -2u passes this, s is 0 to the last bit and exp would overflow.
-    limit = _constant(87.0 if x.dtype == np.float32 else 708.0, x.dtype)
-
-    def piece(start: int, stop: int) -> None:
-        square, sigmoid, scratch = (empty((min(PIECE, stop - start),), x.dtype) for _ in range(3))
-        for i in range(start, stop, PIECE):
-            a = source[i : min(i + PIECE, stop)]
-            q, s, t = square[: len(a)], sigmoid[: len(a)], scratch[: len(a)]
-            np.multiply(a, a, out=q)
-            np.multiply(q, -0.044715 * c, out=s)
-            np.subtract(s, c, out=s)
-            np.multiply(s, a, out=s)  # -2u
-            np.minimum(s, limit[: len(a)], out=s)
-            np.exp(s, out=t)
-            np.add(t, 1, out=s)
-            np.divide(1, s, out=s)
-            out = y[i : i + len(a)]
-            np.multiply(a, s, out=out)
-            if slope is not None:
-                np.multiply(q, 3 * 0.044715 * c, out=q)
-                np.add(q, c, out=q)  # 2u'
-                np.multiply(t, s, out=t)  # 1 - s, without the loss of digits
-                np.multiply(t, out, out=t)
-                np.multiply(t, q, out=t)
-                np.add(t, s, out=slope[i : i + len(a)])
-
-    split(len(source), LONG, piece)
+    if x.size <= FEW and not recording:
+        return gelu_row(x), None
     shape = x.shape
+    source = x.reshape(-1)
+    if not recording or x.size >= LARGE:
+        y = _gelu_tanh(source).reshape(shape)
+        if not recording:
+            return y, None
+        leave_recipe(y, lambda: _gelu_tanh(source).reshape(shape))
+        return y, lambda dy: _gelu_tanh_gradient(source, dy.reshape(-1)).reshape(shape)
+    y, slope = empty(source.shape, x.dtype), empty(source.shape, x.dtype)
+
+    def work(start: int, stop: int) -> None:
+        t, scratch = (empty((stop - start,), x.dtype) for _ in range(2))
+        part = slice(start, stop)
+        _tanh_of(source[part], t, scratch)
+        _slope_of(source[part], t, scratch, slope[part])
+        _value_of(source[part], t, y[part])
+
+    in_pieces(len(source), 1, work)
 
     def dx(dy: Array) -> Array:
         out = empty(shape, dy.dtype)
-        np.multiply(dy, slope.reshape(shape), out=out)  # type: ignore[union-attr]
+        np.multiply(dy, slope.reshape(shape), out=out)
         return out
 
-    return y.reshape(shape), dx if recording else None
+    return y.reshape(shape), dx
+
+
+def _gelu_tanh(x: Array) -> Array:
+    """The tanh form of one axis of numbers."""
+    y = empty(x.shape, x.dtype)
+
+    def work(start: int, stop: int) -> None:
+        t, scratch = (empty((stop - start,), x.dtype) for _ in range(2))
+        part = slice(start, stop)
+        _tanh_of(x[part], t, scratch)
+        _value_of(x[part], t, y[part])
+
+    in_pieces(len(x), 1, work)
+    return y
+
+
+def _gelu_tanh_gradient(x: Array, dy: Array) -> Array:
+    """dy · slope, from x alone."""
+    dx = empty(x.shape, x.dtype)
+
+    def work(start: int, stop: int) -> None:
+        t, scratch = (empty((stop - start,), x.dtype) for _ in range(2))
+        part = slice(start, stop)
+        out = dx[part]
+        _tanh_of(x[part], t, scratch)
+        _slope_of(x[part], t, scratch, out)
+        np.multiply(out, dy[part], out=out)
+
+    in_pieces(len(x), 1, work)
+    return dx
+
+
+def _tanh_of(x: Array, t: Array, square: Array) -> None:
+    """t = tanh(√(2/π) (x + 0.044715 x³)), and square = x²."""
+    np.multiply(x, x, out=square)
+    np.multiply(square, 0.044715 * ROOT, out=t)
+    np.add(t, ROOT, out=t)
+    np.multiply(t, x, out=t)
+    np.tanh(t, out=t)
+
+
+def _slope_of(x: Array, t: Array, square: Array, slope: Array) -> None:
+    """slope = (1 + t + x (1 - t²) u') / 2, u' = √(2/π) (1 + 3 · 0.044715 x²); square is lost."""
+    np.multiply(square, 3 * 0.044715 * ROOT, out=square)
+    np.add(square, ROOT, out=square)
+    np.multiply(square, x, out=square)
+    np.multiply(t, t, out=slope)
+    np.subtract(1, slope, out=slope)
+    np.multiply(slope, square, out=slope)
+    np.add(slope, t, out=slope)
+    np.add(slope, 1, out=slope)
+    np.multiply(slope, 0.5, out=slope)
+
+
+def _value_of(x: Array, t: Array, y: Array) -> None:
+    """y = x (1 + t) / 2; t is lost."""
+    np.add(t, 1, out=t)
+    np.multiply(t, 0.5, out=t)
+    np.multiply(t, x, out=y)
 
 
 def _gelu_erf(x: Array) -> Any:

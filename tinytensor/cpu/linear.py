@@ -7,6 +7,8 @@ parameter's gradient buffer. An embedding's gradient is one small product over t
 from __future__ import annotations
 
 import functools
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,10 @@ from ..autograd import Shape
 from ..backend import Array, DType
 from ..ops.linalg import linear
 from ..ops.network import check_range, embedding
+from .one_row import matrix_vector
 from .pool import empty
-from .threads import later, single_threaded_blas, split
+from .recipes import Recipe, recipe_of
+from .threads import later, single_threaded_blas, split, workers
 
 # Multiplications in a product that takes another thread longer than it takes to wake it: half a
 # millisecond at some 50 · 10⁹ a second.
@@ -93,9 +97,7 @@ def fast_linear(x: Array, weight: Array, bias: Array) -> Any:
     def dx(dy: Array) -> Array:
         return product(dy.reshape(-1, features), weight).reshape(shape)
 
-    def dweight(dy: Array) -> ProductGradient:
-        return ProductGradient(dy.reshape(-1, features), rows)
-
+    dweight = _weight_gradient(rows, recipe_of(x))
     dbias = None
     if bias is not None:
 
@@ -103,6 +105,14 @@ def fast_linear(x: Array, weight: Array, bias: Array) -> Any:
             return column_sums(dy.reshape(-1, features))
 
     return y.reshape((*shape[:-1], features)), (dx, dweight, dbias)
+
+
+def _weight_gradient(rows: Array, recipe: Recipe | None) -> Callable[[Array], ProductGradient]:
+    """The VJP dyᵀ x of a weight, with `rows` (N, in) of x kept, or made again by the recipe."""
+    if recipe is None:
+        return lambda dy: ProductGradient(dy.reshape(-1, dy.shape[-1]), rows)
+    shape = rows.shape
+    return lambda dy: ProductGradient(dy.reshape(-1, dy.shape[-1]), recipe().reshape(shape))
 
 
 def product(a: Array, b: Array, bias: Array = None, out: Array = None) -> Array:
@@ -113,16 +123,23 @@ def product(a: Array, b: Array, bias: Array = None, out: Array = None) -> Array:
     """
     (m, k), n = a.shape, b.shape[1]
     size = m * n * k
-    # One row reads the whole matrix once: the memory's speed counts, and BLAS's own threads, which
-    # need no waking, come nearest to it.
+    if m == 1 and size > TOO_SMALL_FOR_BLAS_THREADS and out is None and b.T.flags.c_contiguous:
+        row = matrix_vector(b.T, a[0])
+        return (row if bias is None else np.add(row, bias, out=row))[None]
     if m == 1 or size <= TOO_SMALL_FOR_BLAS_THREADS:
         out = np.matmul(a, b, out=out)
         return out if bias is None else np.add(out, bias, out=out)
     if out is None:
         out = empty((m, n), a.dtype)
     if size < WORTH_A_THREAD:
-        with single_threaded_blas:
+        if workers.resting:
+            start = time.perf_counter()
             np.matmul(a, b, out=out)
+            workers.note_product(time.perf_counter() - start)
+        else:
+            with single_threaded_blas:
+                np.matmul(a, b, out=out)
+            workers.note_product(0.0)
         if bias is not None:
             np.add(out, bias, out=out)
         return out

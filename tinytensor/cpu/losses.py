@@ -16,11 +16,12 @@ from ..autograd import state
 from ..backend import Array
 from ..ops.network import check_range, cross_entropy, linear_cross_entropy, softmax
 from .linear import FLOATS, WORTH_A_THREAD, column_sums, ones, product
+from .pieces import in_pieces
 from .pool import empty
 from .threads import single_threaded_blas, split
 
 PIECE = 1 << 16  # numbers in a piece: 256 KB of float32
-LOGITS = 1 << 24  # numbers that linear_cross_entropy makes at a time: 64 MB of float32
+LOGITS = 1 << 24  # numbers that linear_cross_entropy makes at a time, about: 64 MB of float32
 PRODUCT = 1 << 20  # numbers of a product that is added to another array
 LONG = 1 << 17  # numbers that take another thread longer than it takes to wake it
 # Sums of exponentials that say that none of them overflowed, and that they did not all vanish; by
@@ -195,14 +196,16 @@ def fast_linear_cross_entropy(
     each = np.empty(count, dtype)
     recording = state.recording
     share = np.where(valid, dtype.type(1 / used if reduction == "mean" else 1), dtype.type(0))
-    step = block or max(64, LOGITS // V)
+    step = block or -(-count // max(1, round(count * V / LOGITS)))
     if recording:
         dx = empty(rows.shape, dtype)
         dweight = empty(weight.shape, dtype)
         dbias = None if bias is None else np.zeros(V, dtype)
+    block_of_logits = empty((min(step, count), V), dtype)
     for i in range(0, count, step):
         part = slice(i, min(i + step, count))
-        logits = product(rows[part], weight.T, bias)
+        logits = block_of_logits[: len(index[part])]
+        product(rows[part], weight.T, bias, out=logits)
         scale = share[part] if recording else None
         _losses_and_gradients(logits, index[part], each[part], scale)
         if not recording:
@@ -252,19 +255,17 @@ def _losses_and_gradients(logits: Array, index: Array, each: Array, share: Array
     count, width = logits.shape
 
     def work(start: int, stop: int) -> None:
-        step = max(1, PIECE // width)
-        for i in range(start, stop, step):
-            part = slice(i, min(i + step, stop))
-            e, chosen = logits[part], each[part]
-            at = np.arange(len(e)), index[part]
-            np.subtract(e, e.max(axis=1, keepdims=True), out=e)
-            chosen[...] = e[at]
-            np.exp(e, out=e)
-            total = e @ ones(width, e.dtype)
-            np.subtract(np.log(total), chosen, out=chosen)
-            if share is not None:
-                np.multiply(e, (share[part] / total)[:, None], out=e)
-                e[at] -= share[part]
+        part = slice(start, stop)
+        e, chosen = logits[part], each[part]
+        at = np.arange(len(e)), index[part]
+        np.subtract(e, e.max(axis=1, keepdims=True), out=e)
+        chosen[...] = e[at]
+        np.exp(e, out=e)
+        total = e @ ones(width, e.dtype)
+        np.subtract(np.log(total), chosen, out=chosen)
+        if share is not None:
+            np.multiply(e, (share[part] / total)[:, None], out=e)
+            e[at] -= share[part]
 
     with single_threaded_blas:
-        split(count, -(-LONG // width), work)
+        in_pieces(count, width, work)

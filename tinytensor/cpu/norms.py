@@ -11,19 +11,24 @@ from typing import Any
 
 import numpy as np
 
+from ..autograd import Shape, state
 from ..backend import Array, DType
 from ..ops.network import layer_norm
 from .linear import FLOATS, column_sums
+from .one_row import layer_norm_row
+from .pieces import in_pieces
 from .pool import empty
-from .threads import split
+from .recipes import leave_recipe
+from .threads import single_threaded_blas
 
-PIECE = 1 << 15  # numbers in a piece: 128 KB of float32
-LONG = 1 << 17  # numbers that take another thread longer than it takes to wake it
+WIDEST = 1 << 15  # numbers in a row
+# Numbers in an output that is made again instead of kept: two passes are soon paid for.
+LARGE = 1 << 19
 
 
 @layer_norm.register(np.ndarray)
 def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: float = 1e-5) -> Any:
-    """y = n · weight + bias with n = (x - mean) · rstd; n and rstd are kept.
+    """y = n · weight + bias with n = (x - mean) · rstd; n and rstd are kept, a large y is not.
 
     dx = rstd · (dy · weight - Σ dy · share - n · Σ dy · n · share) with share = weight / C;
     dweight = Σ dy · n over the rows, dbias = Σ dy.
@@ -33,80 +38,102 @@ def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: fl
         ndim != 1
         or x.ndim < 1
         or dtype not in FLOATS
-        or not 0 < x.shape[-1] <= PIECE
+        or not 0 < x.shape[-1] <= WIDEST
         or x.size == 0
         or not _fits(weight, x)
         or not _fits(bias, x)
     ):
         return NotImplemented
     shape, channels = x.shape, x.shape[-1]
+    if x.size == channels and not state.recording:
+        return layer_norm_row(x, weight, bias, eps), None
     rows = x.reshape(-1, channels)
-    count, step = len(rows), PIECE // channels
     mean_of = _shares(channels, dtype)  # row @ mean_of is the row's mean
-    n, y = empty(rows.shape, dtype), empty(rows.shape, dtype)
-    rstd = np.empty(count, dtype)
+    n = empty(rows.shape, dtype)
+    rstd = np.empty(len(rows), dtype)
+    scaled = weight is not None or bias is not None
+    y = empty(rows.shape, dtype) if scaled else n
+    share, epsilon = dtype.type(1 / channels), dtype.type(eps)
 
     def forward(start: int, stop: int) -> None:
-        for i in range(start, stop, step):
-            part = slice(i, min(i + step, stop))
-            source, piece, out, r = rows[part], n[part], y[part], rstd[part]
-            np.subtract(source, (source @ mean_of)[:, None], out=piece)
-            np.multiply(piece, piece, out=out)
-            np.add(out @ mean_of, dtype.type(eps), out=r)
-            np.sqrt(r, out=r)
-            np.divide(1, r, out=r)
-            np.multiply(piece, r[:, None], out=piece)
-            if weight is None:
-                out[...] = piece
-            else:
-                np.multiply(piece, weight, out=out)
-            if bias is not None:
-                np.add(out, bias, out=out)
+        part = slice(start, stop)
+        source, piece, r = rows[part], n[part], rstd[part]
+        np.subtract(source, (source @ mean_of)[:, None], out=piece)
+        np.vecdot(piece, piece, out=r)
+        np.multiply(r, share, out=r)
+        np.add(r, epsilon, out=r)
+        np.sqrt(r, out=r)
+        np.divide(1, r, out=r)
+        np.multiply(piece, r[:, None], out=piece)
+        if scaled:
+            _scale_and_shift(piece, weight, bias, y[part])
 
-    split(count, -(-LONG // channels), forward)
+    with single_threaded_blas:
+        in_pieces(len(rows), channels, forward)
 
     def vjp(dy: Array) -> tuple[Array, Array, Array]:
-        dy = dy.reshape(-1, channels)
-        dx = empty(dy.shape, dtype)
-        share = _shares(channels, dtype)
-        if weight is not None:
-            share = weight * share
-        sums: dict[int, tuple[Array, Array]] = {}  # by the first row: the order of adding
+        return _gradients(dy.reshape(-1, channels), n, rstd, weight, bias, shape)
 
-        def backward(start: int, stop: int) -> None:
-            dweight, dbias = np.zeros(channels, dtype), np.zeros(channels, dtype)
-            scratch = empty((min(step, stop - start), channels), dtype)
-            for i in range(start, stop, step):
-                part = slice(i, min(i + step, stop))
-                given, piece, out, r = dy[part], n[part], dx[part], rstd[part]
-                product = scratch[: len(given)]
-                np.multiply(given, piece, out=product)
-                if weight is not None:
-                    dweight += column_sums(product)
-                if bias is not None:
-                    dbias += column_sums(given)
-                np.multiply(piece, (product @ share)[:, None], out=product)
-                if weight is None:
-                    np.subtract(given, product, out=out)
-                else:
-                    np.multiply(given, weight, out=out)
-                    np.subtract(out, product, out=out)
-                np.subtract(out, (given @ share)[:, None], out=out)
-                np.multiply(out, r[:, None], out=out)
-            sums[start] = dweight, dbias
+    y = y.reshape(shape)
+    if scaled and y.size >= LARGE and state.recording:
+        leave_recipe(y, lambda: _output(n, weight, bias).reshape(shape))
+    return y, vjp
 
-        split(count, -(-LONG // channels), backward)
-        dweight, dbias = (
-            sum(parts[1:], parts[0])
-            for parts in zip(*(sums[start] for start in sorted(sums)), strict=True)
+
+def _output(n: Array, weight: Array, bias: Array) -> Array:
+    """y = n · weight + bias, a second time."""
+    y = empty(n.shape, n.dtype)
+
+    def work(start: int, stop: int) -> None:
+        _scale_and_shift(n[start:stop], weight, bias, y[start:stop])
+
+    in_pieces(len(n), n.shape[1], work)
+    return y
+
+
+def _scale_and_shift(n: Array, weight: Array, bias: Array, y: Array) -> None:
+    if weight is not None:
+        np.multiply(n, weight, out=y)
+    if bias is not None:
+        np.add(n if weight is None else y, bias, out=y)
+
+
+def _gradients(
+    dy: Array, n: Array, rstd: Array, weight: Array, bias: Array, shape: Shape
+) -> tuple[Array, Array, Array]:
+    """dx in the given shape, dweight, dbias; for dy and n of (rows, C)."""
+    count, channels = n.shape
+    dtype = n.dtype
+    dx = empty(n.shape, dtype)
+    share = _shares(channels, dtype)
+    if weight is not None:
+        share = weight * share
+    sums: dict[int, tuple[Array, Array]] = {}  # by the first row: the order of adding
+
+    def backward(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        given, piece, out = dy[part], n[part], dx[part]
+        product = np.multiply(given, piece, out=empty(piece.shape, dtype))
+        sums[start] = (
+            None if weight is None else column_sums(product),
+            None if bias is None else column_sums(given),
         )
-        return (
-            dx.reshape(shape),
-            None if weight is None else dweight,
-            None if bias is None else dbias,
-        )
+        np.multiply(piece, (product @ share)[:, None], out=product)
+        if weight is None:
+            np.subtract(given, product, out=out)
+        else:
+            np.multiply(given, weight, out=out)
+            np.subtract(out, product, out=out)
+        np.subtract(out, (given @ share)[:, None], out=out)
+        np.multiply(out, rstd[part, None], out=out)
 
-    return y.reshape(shape), vjp
+    with single_threaded_blas:
+        in_pieces(count, channels, backward)
+    dweight, dbias = (
+        None if parts[0] is None else sum(parts[1:], parts[0])
+        for parts in zip(*(sums[start] for start in sorted(sums)), strict=True)
+    )
+    return dx.reshape(shape), dweight, dbias
 
 
 def _fits(parameter: Array, x: Array) -> bool:

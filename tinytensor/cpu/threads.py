@@ -2,13 +2,16 @@
 
 BLAS's own threads wait for each other in busy loops. That is quick on an idle machine, but ours
 would have to fight them for the cores, and on a busy machine every product waits for a thread that
-is not running. So products are done by BLAS on one thread, and there are two ways to use the other
-cores:
+is not running. So where ours work, products are done by BLAS on one thread, and there are two ways
+to use the other cores:
 
 - `later(work)`: a weight's gradient is needed by nobody before the backward pass ends. Its product
   is queued to one worker while the walk goes on; `finish()` waits for the queue.
 - `split(count, least, work)`: pieces of one large product or of a long elementwise chain, one for
   each thread, when there is enough of it to pay for waking the others (some 0.1 ms).
+
+A small model has nothing that is worth waking a thread of ours for. Its products are then done by
+BLAS's threads, which are awake already: `workers.resting` says when (the numbers are the same).
 
 BLAS's own setting is put back whenever we are done: a process that embeds the engine finds it as
 it was.
@@ -30,6 +33,12 @@ import threadpoolctl
 from ..autograd import during_walk
 
 Work = Callable[[], None]
+# Small products in a row without work for our threads, after which BLAS's do the next ones. They
+# stay awake for some 26 ms after each; a step of a larger model, which needs ours, has fewer.
+CALM = 128
+# Where such a product takes more than so many seconds, a thread of BLAS got no processor and the
+# others waited for it: the next ones, so many, are done on one thread.
+LATE, PAUSE = 2e-3, 2000
 PIECES_WHILE_BUSY = 3  # for each thread, of work that is split while the worker has a queue
 
 
@@ -84,8 +93,19 @@ class _Workers:
     def __init__(self) -> None:
         self._process = 0
         self._workers: list[Worker] = []
+        self._calm = 0  # small products since a worker was last asked for
+
+    @property
+    def resting(self) -> bool:
+        """Whether BLAS's threads have the cores to themselves, as far as we can tell."""
+        return self._calm > CALM and _threads >= max(2, _blas_threads)
+
+    def note_product(self, seconds: float) -> None:
+        """A small product has been done, in so many seconds."""
+        self._calm = self._calm + 1 if seconds < LATE else CALM - PAUSE
 
     def __getitem__(self, index: int) -> Worker:
+        self._calm = min(self._calm, 0)
         if self._process != os.getpid():
             self._process, self._workers = os.getpid(), []
         while len(self._workers) <= index:
@@ -156,6 +176,7 @@ def _available() -> int:
     return max(1, min(cores, single_threaded_blas.threads()))
 
 
+_blas_threads = single_threaded_blas.threads()
 _threads = _available()
 
 
@@ -189,13 +210,14 @@ def split(count: int, least: int, work: Callable[[int, int], None]) -> None:
     if busy:
         _share(edges, work)
         return
-    tasks = [
-        workers[i].do(lambda i=i: work(edges[i], edges[i + 1]))  # type: ignore[misc]
-        for i in range(1, pieces)
-    ]
-    work(edges[0], edges[1])
-    for task in tasks:
-        task.wait()
+    with single_threaded_blas:
+        tasks = [
+            workers[i].do(lambda i=i: work(edges[i], edges[i + 1]))  # type: ignore[misc]
+            for i in range(1, pieces)
+        ]
+        work(edges[0], edges[1])
+        for task in tasks:
+            task.wait()
 
 
 def _share(edges: list[int], work: Callable[[int, int], None]) -> None:
@@ -235,14 +257,24 @@ class _Walk(threading.local):
 
     depth = 0
     task: Task | None = None  # the last that was queued: the worker keeps their order
+    limits_blas = False
 
     def begin(self) -> None:
         self.depth += 1
-        single_threaded_blas.__enter__()
+        if not workers.resting:
+            self.limit_blas()
+
+    def limit_blas(self) -> None:
+        """BLAS computes on one thread until the outermost walk ends."""
+        if not self.limits_blas:
+            self.limits_blas = True
+            single_threaded_blas.__enter__()
 
     def end(self) -> None:
         self.depth -= 1
-        single_threaded_blas.__exit__(None, None, None)
+        if self.depth == 0 and self.limits_blas:
+            self.limits_blas = False
+            single_threaded_blas.__exit__(None, None, None)
 
     def finish(self) -> None:
         """Wait until everything that was queued with `later` is done."""
@@ -253,14 +285,14 @@ class _Walk(threading.local):
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Compute as outside the walk; its queue is waited for, and counts as busy again after."""
-        depth, task = self.depth, self.task
+        depth, task, limits_blas = self.depth, self.task, self.limits_blas
         if task is not None:
             task.wait()
-        self.depth, self.task = 0, None
+        self.depth, self.task, self.limits_blas = 0, None, False
         try:
             yield
         finally:
-            self.depth, self.task = depth, task
+            self.depth, self.task, self.limits_blas = depth, task, limits_blas
 
     def busy(self) -> bool:
         """Whether the worker has a queue, behind which a split would have to wait."""
@@ -279,6 +311,7 @@ def later(work: Work) -> None:
     if _walk.depth == 0 or _threads == 1:
         work()
         return
+    _walk.limit_blas()
     previous = _walk.task
 
     def after_the_previous() -> None:
