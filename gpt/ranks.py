@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import tinytensor as tt
 import tinytensor.distributed as dist
 from gpt import UserError, devices
 from gpt.config import TrainConfig
@@ -104,6 +105,32 @@ def collected(values: Sequence[T]) -> list[T]:
     return [hands[i % len(hands)][i // len(hands)] for i in range(sum(map(len, hands)))]
 
 
+def divided(
+    optimizer: tt.optim.Optimizer, parallel: dist.DistributedDataParallel
+) -> tt.optim.Optimizer:
+    """The same optimizer, of whose state each rank keeps its share; of one process, itself."""
+    if dist.get_world_size() == 1:
+        return optimizer
+    return dist.ZeroRedundancyOptimizer(
+        optimizer.param_groups, type(optimizer), model=parallel, **optimizer.defaults
+    )
+
+
+def clip_grad_norm(
+    model: tt.nn.Module, optimizer: tt.optim.Optimizer, max_norm: float
+) -> tt.Tensor:
+    """The length of the joint gradient, of which a rank may have its share only; scales it down."""
+    if isinstance(optimizer, dist.ZeroRedundancyOptimizer):
+        return optimizer.clip_grad_norm_(max_norm)
+    return tt.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+
+
+def bring_together(optimizer: tt.optim.Optimizer) -> None:
+    """Before rank 0 saves: it is sent the other ranks' shares of a divided state."""
+    if isinstance(optimizer, dist.ZeroRedundancyOptimizer):
+        optimizer.consolidate_state_dict()
+
+
 def new_folder(config: TrainConfig) -> RunFolder:
     """A new run's place, chosen by rank 0."""
     if dist.get_world_size() == 1:
@@ -131,6 +158,7 @@ class Spectator(RunFolder):
     def begin(self, *arguments: Any, **options: Any) -> None: ...
     def save_config(self, *arguments: Any, **options: Any) -> None: ...
     def open_board(self, *arguments: Any, **options: Any) -> None: ...
+    def cut_log(self, *arguments: Any, **options: Any) -> None: ...
     def log(self, *arguments: Any, **options: Any) -> None: ...
     def write_sample(self, *arguments: Any, **options: Any) -> None: ...
     def save_checkpoint(self, *arguments: Any, **options: Any) -> None: ...

@@ -1,15 +1,17 @@
 """Every collective, on every rank, against NumPy.
 
-mpiexec -n 3 python -m tests.distributed.collectives
+mpiexec -n 3 python -m tests.distributed.collectives [messages | tiny-chunks]
 """
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 
 import tinytensor as tt
 import tinytensor.distributed as dist
-from tinytensor.distributed import ReduceOp
+from tinytensor.distributed import ReduceOp, mpi, shared
 
 # One element, fewer than ranks, no multiple of anything, and more than goes in one message.
 SHAPES = [(), (1,), (2,), (3, 5), (7, 1001)]
@@ -22,7 +24,13 @@ def of_rank(rank: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def main() -> None:
+    if "tiny-chunks" in sys.argv:
+        shared.CHUNK = 128  # bytes: everything takes many stages
     place = dist.init_process_group(timeout=60)
+    group = dist.group.current()
+    assert isinstance(group.cpu, shared.SharedMemoryCommunicator)  # one machine
+    if "messages" in sys.argv:  # as between machines
+        group.cpu = mpi.MpiCommunicator(mpi.connect())
     rank, size = place.rank, place.world_size
     assert dist.is_initialized() and dist.is_available()
     assert (dist.get_rank(), dist.get_world_size()) == (rank, size)

@@ -6,7 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import tinytensor as tt
 
 from .ranks import run_ranks, try_ranks
 
@@ -53,6 +56,28 @@ def test_a_run_of_four_goes_on_with_two(one: Path, tmp_path: Path):
     run_ranks(4, "gpt", *first)
     run_ranks(2, "gpt", "train", "--resume", tmp_path / "run", "--iterations", 6)
     assert weights(tmp_path / "run") == weights(one)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_moments_divided_among_ranks(count: int, tmp_path: Path):
+    """Unclipped, for the norm is summed in another order. Saved by 2 or 4, and gone on by one."""
+    unclipped = [*SMALL, "--clip", 0, "--folder", tmp_path]
+    run_ranks(1, "gpt", *unclipped, "--name", "one")
+    first = [*unclipped, "--zero", "--name", "run"]
+    first[first.index("--iterations") + 1] = 4
+    run_ranks(count, "gpt", *first)
+    run_ranks(1, "gpt", "train", "--resume", tmp_path / "run", "--iterations", 5)
+    run_ranks(6 - count, "gpt", "train", "--resume", tmp_path / "run", "--iterations", 6)
+    assert weights(tmp_path / "run") == weights(tmp_path / "one")
+    moments = "checkpoint-000006/optimizer.safetensors"
+    assert (tmp_path / "run" / moments).read_bytes() == (tmp_path / "one" / moments).read_bytes()
+
+
+def test_divided_moments_with_clipping(one: Path, tmp_path: Path):
+    run_ranks(2, "gpt", *SMALL, "--zero", "--folder", tmp_path, "--name", "run")
+    found = tt.load_file(tmp_path / "run" / "checkpoint-000006" / "model.safetensors")
+    for name, tensor in tt.load_file(one / "checkpoint-000006" / "model.safetensors").items():
+        np.testing.assert_allclose(found[name].numpy(), tensor.numpy(), rtol=0, atol=1e-6)
 
 
 def test_a_step_that_cannot_be_shared_out(tmp_path: Path):

@@ -19,9 +19,10 @@ pytestmark = pytest.mark.mpi
 TRAINING = "tests.distributed.training"
 
 
+@pytest.mark.parametrize("way", ["shared", "tiny-chunks", "messages"])
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_collectives(count: int):
-    assert "all collectives are right" in run_ranks(count, "tests.distributed.collectives")
+def test_collectives(count: int, way: str):
+    assert "all collectives are right" in run_ranks(count, "tests.distributed.collectives", way)
 
 
 def trained(folder: Path, count: int, *arguments: object) -> bytes:

@@ -1,11 +1,13 @@
 """NCCL's calls as they would be made, recorded by a communicator that computes nothing.
 
 What is recorded is what `cupy.cuda.nccl.NcclCommunicator` takes: addresses, counts, the numbers of
-nccl.h for dtype and operation, and a stream. Tests on a real GPU are in `tests/cuda`.
+nccl.h for dtype and operation, and a stream. On a real GPU `python -m tinytensor.cuda.verify` makes
+the same calls (`tinytensor/distributed/verify_nccl.py`).
 """
 
 from __future__ import annotations
 
+import ctypes
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +15,23 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tinytensor.distributed import ReduceOp, nccl
+from tinytensor import backend
+from tinytensor.distributed import ReduceOp, nccl, verify_nccl
 from tinytensor.distributed.lane import StreamLane
 from tinytensor.distributed.mpi import slices
 from tinytensor.distributed.nccl import NcclCommunicator
+
+# What CuPy 14 says of its methods; `test_the_signatures_are_cupys` asks it.
+SIGNATURES = {
+    "allReduce": "sendbuf recvbuf count datatype op stream",
+    "reduceScatter": "sendbuf recvbuf recvcount datatype op stream",
+    "reduce": "sendbuf recvbuf count datatype op root stream",
+    "broadcast": "sendbuff recvbuff count datatype root stream",
+    "allGather": "sendbuf recvbuf count datatype stream",
+    "check_async_error": "",
+    "abort": "",
+    "destroy": "",
+}
 
 
 class Recorder:
@@ -25,8 +40,23 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
+    def groupStart(self) -> None:
+        self.calls.append(("groupStart",))
+
+    def groupEnd(self) -> None:
+        self.calls.append(("groupEnd",))
+
     def __getattr__(self, name: str) -> Any:
-        return lambda *arguments: self.calls.append((name, *arguments))
+        def call(*arguments: int) -> None:
+            given = dict(zip(SIGNATURES[name].split(), arguments, strict=True))
+            assert all(type(value) is int for value in given.values()), given
+            self.calls.append((name, *arguments))
+            self.perform(name, given)
+
+        return call
+
+    def perform(self, name: str, given: dict[str, int]) -> None:
+        """Nothing: the addresses are made up."""
 
 
 class DeviceArray:
@@ -128,10 +158,93 @@ def test_a_dtype_that_nccl_has_not(recorder: Recorder):
         communicator(recorder).all_reduce([DeviceArray(0, 1, np.complex64)], ReduceOp.SUM)  # type: ignore[list-item]
 
 
+@pytest.mark.cuda
+def test_the_signatures_are_cupys():
+    try:
+        real = nccl.library()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    for name, expected in SIGNATURES.items():
+        stated = getattr(real.NcclCommunicator, name).__doc__.splitlines()[0]
+        arguments = stated[stated.index("(") + 1 : stated.index(")")].split(", ")
+        assert arguments[0] == "self"
+        assert [argument.split()[-1] for argument in arguments[1:]] == expected.split(), stated
+    for name, number in nccl.TYPES.items():
+        assert number == getattr(real, f"NCCL_{'UINT8' if name == 'bool' else name.upper()}")
+    for op, number in nccl.OPERATIONS.items():
+        assert number == getattr(real, f"NCCL_{op.name}")
+    assert type(real.get_unique_id()) is bytes
+
+
+@pytest.mark.cuda
+def test_streams_and_events_are_cupys():
+    """What the lane and the cases of verify ask of `cupy.cuda`."""
+    import cupy
+
+    stream = "wait_event synchronize begin_capture end_capture __enter__ __exit__"
+    names = {"Stream": stream, "Event": "record done", "Graph": "launch", "Device": "synchronize"}
+    for kind, wanted in names.items():
+        missing = [name for name in wanted.split() if not hasattr(getattr(cupy.cuda, kind), name)]
+        assert not missing, (kind, missing)
+    assert callable(cupy.cuda.get_current_stream)
+
+
+# ---- the cases for a real GPU, with one that is not ----
+
+
+class OneRank(Recorder):
+    """NCCL among one rank: what is sent is received."""
+
+    def perform(self, name: str, given: dict[str, int]) -> None:
+        if given:
+            source, target, count = list(given.values())[:3]
+            size = {0: 1, 1: 1, 6: 2, 9: 2, 2: 4, 3: 4, 7: 4, 4: 8, 5: 8, 8: 8}[given["datatype"]]
+            ctypes.memmove(target, source, count * size)
+
+
+class HostArray(np.ndarray):
+    """A NumPy array that says where it lies as a CuPy array does."""
+
+    @property
+    def data(self) -> Any:  # type: ignore[override]
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+def host_module() -> Any:
+    asarray = lambda x: np.array(x).view(HostArray)  # noqa: E731
+    return SimpleNamespace(cuda=Cuda(done=True), asarray=asarray, asnumpy=np.array, add=np.add)
+
+
+def test_the_cases_of_verify(recorder: Recorder):
+    one = OneRank()
+    states = {}
+    own = communicator(one, rank=0, size=1)
+    for name, run in verify_nccl.cases(own, host_module(), lambda work: work):
+        states[name] = run()[:2]
+    assert set(states.values()) == {("good", "the same bits")}
+    assert {call[0] for call in one.calls} == {*SIGNATURES, "groupStart", "groupEnd"} - {
+        "abort",
+        "destroy",
+    }
+    assert {"all_reduce (avg) of bfloat16, captured", "broadcast of bool"} <= states.keys()
+
+
+def test_the_cases_of_verify_can_fail():
+    class Forgetful(OneRank):
+        def perform(self, name: str, given: dict[str, int]) -> None:
+            if given:
+                ctypes.memset(given.get("recvbuf", given.get("recvbuff", 0)), 0xFF, 1)
+
+    own = communicator(Forgetful(), rank=0, size=1)
+    cases = dict(verify_nccl.cases(own, host_module(), lambda work: work))
+    assert cases["broadcast of bool"]()[0] == "wrong"
+    assert cases["broadcast of int32, captured"]()[0] == "wrong"
+
+
 class Cuda:
     """`cupy.cuda`: streams and events that record who waits for whom."""
 
-    def __init__(self) -> None:
+    def __init__(self, done: bool = False) -> None:
         self.calls: list[str] = []
         cuda = self
 
@@ -151,8 +264,10 @@ class Cuda:
             def synchronize(self) -> None:
                 cuda.calls.append(f"{self.name} is empty")
 
+        finished = done
+
         class Event:
-            done = False
+            done = finished
 
             def __init__(self, disable_timing: bool = False) -> None:
                 self.after = ""
@@ -180,7 +295,6 @@ def test_communication_waits_for_the_gradient_and_the_optimizer_for_communicatio
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    module = SimpleNamespace(cuda=SimpleNamespace(nccl=SimpleNamespace(available=False)))
-    monkeypatch.setattr(nccl, "cupy", lambda: module)
+    monkeypatch.setattr(backend, "nccl", lambda: SimpleNamespace(available=False))
     with pytest.raises(RuntimeError, match=r"CuPy finds no NCCL.*tinytensor-gpt\[cuda13\]"):
         nccl.library()

@@ -356,6 +356,9 @@ def test_sharded_optimizer_of_one_rank(kind: Any):
             two.load_state_dict(saved_one)
     for a, b in zip(plain.parameters(), sharded.parameters(), strict=True):
         assert np.array_equal(a.detach().numpy(), b.detach().numpy())
+    for window in two._windows:  # no second copy of numbers and gradients
+        assert np.shares_memory(window.values, window.whole.values)
+        assert np.shares_memory(window.gradients, window.whole.gradients)
     with pytest.raises(RuntimeError, match="make a new optimizer"):
         two.add_param_group({"params": [tt.zeros(1, requires_grad=True)]})
 

@@ -71,7 +71,8 @@ def micro_batch(number: int) -> tuple[tt.Tensor, tt.Tensor]:
 
 def save(folder: Path, step: int, model: Any, optimizer: Any, options: Any) -> None:
     """Aside, then renamed: `checkpoint` is the last whole one."""
-    state = optimizer.state_dict()  # of a sharded optimizer, every rank has a part
+    if options.sharded:
+        optimizer.consolidate_state_dict()
     if dist.get_rank() != 0:
         mishap(options, step, "saving")
         return
@@ -79,12 +80,7 @@ def save(folder: Path, step: int, model: Any, optimizer: Any, options: Any) -> N
     aside.mkdir(exist_ok=True)
     tt.save_file(model.state_dict(), aside / "model.safetensors")
     mishap(options, step, "saving")
-    moments = {
-        f"{index}.{name}": value if isinstance(value, tt.Tensor) else tt.tensor(value)
-        for index, of_one in state["state"].items()
-        for name, value in of_one.items()
-    }
-    tt.save_file(moments, aside / "optimizer.safetensors")
+    tt.save(optimizer.state_dict(), aside / "optimizer.safetensors")
     (aside / "state.json").write_text(json.dumps({"step": step + 1}))
     aside.rename(folder / f"checkpoint-{step + 1:04d}")
 
@@ -95,11 +91,7 @@ def load(folder: Path, model: Any, optimizer: Any) -> int:
     if not whole:
         return 0
     model.load_state_dict(tt.load_file(whole[-1] / "model.safetensors"))
-    states: dict[int, dict[str, Any]] = {}
-    for key, value in tt.load_file(whole[-1] / "optimizer.safetensors").items():
-        index, name = key.split(".")
-        states.setdefault(int(index), {})[name] = int(value.item()) if name == "step" else value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    optimizer.load_state_dict(tt.load(whole[-1] / "optimizer.safetensors"))
     return int(json.loads((whole[-1] / "state.json").read_text())["step"])
 
 

@@ -8,8 +8,9 @@
     dist.destroy_process_group()
 
 Names are PyTorch's. To read it: `parallel.py` (what happens to the gradients), `group.py` (who is
-there, and the collectives), `mpi.py` and `nccl.py` (how bytes move), `lane.py` (beside the
-computation), `witness.py` (what happens when somebody is missing), `zero.py` (sharded optimizers).
+there, and the collectives), `mpi.py`, `shared.py` and `nccl.py` (how bytes move), `lane.py` (beside
+the computation), `witness.py` (what happens when somebody is missing), `zero.py` (sharded
+optimizers).
 """
 
 from __future__ import annotations

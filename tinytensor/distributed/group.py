@@ -1,8 +1,9 @@
 """The ranks as one group: how it is formed, and what its members do together.
 
 `init_process_group` finds out which rank this process is and with whom it works; everything else
-asks the group that it made. Arrays in main memory go over MPI (`mpi.py`), those on a GPU over NCCL
-(`nccl.py`), both through a lane (`lane.py`) and under watch (`watch.py`). Names are PyTorch's.
+asks the group that it made. Arrays in main memory go over MPI (`mpi.py`), on one machine through
+memory that the ranks share (`shared.py`), those on a GPU over NCCL (`nccl.py`), all through a lane
+(`lane.py`) and under watch (`watch.py`). Names are PyTorch's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from ..autograd import note_write
 from ..backend import Array, array_module, cuda_device_count, cupy, device, is_floating
 from ..tensor import Tensor
-from . import mpi, nccl
+from . import mpi, nccl, shared
 from .lane import Done, StreamLane, ThreadLane, Work
 from .operations import ReduceOp
 from .watch import Watch, start_witness
@@ -71,6 +72,11 @@ class Group:
         if self.gpu is not None:
             self.gpu.abort()
 
+    def check(self) -> None:
+        """Raise what went wrong in the background since the last look."""
+        if self.gpu is not None:
+            self.gpu.check()
+
     def close(self) -> None:
         if self.gpu_lane is not None:
             self.gpu_lane.close()
@@ -78,6 +84,7 @@ class Group:
         if self.cpu_lane is not None:
             self.launch("destroy_process_group", (), lambda comm: comm.barrier()).wait()
             self.cpu_lane.close()
+            self.cpu.close()
         if self.watch is not None:
             self.watch.close()
 
@@ -136,8 +143,8 @@ def init_process_group(
     group = Group(Place(rank, size, local_rank, mine), hosts)
     port = comm.bcast(start_witness(size, seconds) if rank == 0 else None)
     address = "127.0.0.1" if len(set(hosts)) == 1 else hosts[0]
-    group.watch = Watch(rank, size, (address, port), seconds, group.abort)
-    group.cpu = mpi.MpiCommunicator(comm)
+    group.watch = Watch(rank, size, (address, port), seconds, group.abort, group.check)
+    group.cpu = shared.communicator(comm)
     group.cpu_lane = ThreadLane(group.watch)
     if mine.type == "cuda":
         cupy().cuda.Device(mine.index).use()

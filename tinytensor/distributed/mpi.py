@@ -1,4 +1,4 @@
-"""Arrays in main memory, over MPI: what every rank does in a collective, and in which order.
+"""Arrays in main memory, in messages of MPI: what every rank does in a collective, in which order.
 
 Sums are taken in a fixed order, that of a binary tree over the ranks: ((0 + 1) + (2 + 3)) + ….
 MPI's own reductions choose their order by message size and topology. With this one all ranks hold
@@ -7,6 +7,7 @@ costs nothing: each rank receives its N-th part from everybody, adds, and sends 
 everybody, which moves the 2 (N - 1) / N bytes per byte that any all-reduce must move.
 
 Requests are polled, with short sleeps: a blocking call of MPI would spin on a core that computes.
+Ranks of one machine have a quicker way, `shared.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -148,15 +150,14 @@ class MpiCommunicator:
 
     def all_reduce(self, arrays: Sequence[Array], op: ReduceOp) -> None:
         """Each array becomes its reduction over all ranks."""
-        flat = arrays[0].reshape(-1) if len(arrays) == 1 else _packed(arrays)
+        flat = packed(arrays)
         if flat.nbytes <= SMALL:
             flat[...] = self._combined(self._gather_rows(flat), op)
         else:
             parts = slices(flat.size, self.size)
             self._reduce_part(flat, parts, op)
             self._gather_parts(flat, parts)
-        if len(arrays) > 1:
-            _unpack(flat, arrays)
+        unpack(flat, arrays)
 
     def reduce_scatter(self, array: Array, parts: Sequence[slice], op: ReduceOp) -> None:
         """This rank's part of `array` becomes the reduction; the rest keeps what it held."""
@@ -181,17 +182,25 @@ class MpiCommunicator:
 
     def broadcast(self, arrays: Sequence[Array], source: int) -> None:
         """Each array becomes what rank `source` holds."""
-        flat = arrays[0].reshape(-1) if len(arrays) == 1 else _packed(arrays)
+        flat = packed(arrays)
         self._finish(self._comm.Ibcast(self._message(flat), source))
-        if len(arrays) > 1:
-            _unpack(flat, arrays)
+        unpack(flat, arrays)
 
     def barrier(self) -> None:
         self._finish(self._comm.Ibarrier())
 
     def gather_objects(self, value: object) -> list[Any]:
         """Every rank's `value`, in the order of the ranks. Small things only: it is pickled."""
-        return self._comm.allgather(value)  # type: ignore[no-any-return]
+        own = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = np.zeros(self.size, np.int64)
+        sizes[self.rank] = own.size
+        self.all_gather(sizes, slices(self.size, self.size))
+        edges = [0, *itertools.accumulate(sizes.tolist())]
+        parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
+        whole = np.empty(edges[-1], np.uint8)
+        whole[parts[self.rank]] = own
+        self.all_gather(whole, parts)
+        return [pickle.loads(whole[part].data) for part in parts]
 
     def abort(self) -> None:
         """Nothing to undo: the process ends, and its messages with it."""
@@ -200,11 +209,17 @@ class MpiCommunicator:
         self._comm.Free()
 
 
-def _packed(arrays: Sequence[Array]) -> Array:
+def packed(arrays: Sequence[Array]) -> Array:
+    """The arrays one after the other as one: a copy, unless there is only one."""
+    if len(arrays) == 1:
+        return arrays[0].reshape(-1)
     return np.concatenate([array.reshape(-1) for array in arrays])
 
 
-def _unpack(flat: Array, arrays: Sequence[Array]) -> None:
+def unpack(flat: Array, arrays: Sequence[Array]) -> None:
+    """What was `packed` goes back to where it came from."""
+    if len(arrays) == 1:
+        return
     start = 0
     for array in arrays:
         array.reshape(-1)[...] = flat[start : start + array.size]

@@ -14,9 +14,11 @@ one machine, twice the same run gives the same bits, and all ranks hold the same
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from .. import backend
 from ..backend import Array, bfloat16, cupy
 from .operations import ReduceOp
 
@@ -30,7 +32,9 @@ OPERATIONS = {ReduceOp.SUM: 0, ReduceOp.MAX: 2, ReduceOp.MIN: 3, ReduceOp.AVG: 4
 
 def library() -> Any:
     """CuPy's binding of NCCL, or a sentence about what to install."""
-    nccl = cupy().cuda.nccl
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CuPy's words about a library that it does not find
+        nccl = backend.nccl()
     if not getattr(nccl, "available", False):
         raise RuntimeError(
             "distributed: CuPy finds no NCCL library; pip install 'tinytensor-gpt[cuda13]' (or "
@@ -62,8 +66,8 @@ class NcclCommunicator:
         self.size = size
 
     @classmethod
-    def connect(cls, rank: int, size: int, identity: tuple[int, ...]) -> NcclCommunicator:
-        """Meets the other ranks under `identity`, which rank 0 made (`unique_id`)."""
+    def connect(cls, rank: int, size: int, identity: bytes) -> NcclCommunicator:
+        """Meets the other ranks under `identity`, which rank 0 got from `get_unique_id()`."""
         nccl, module = library(), cupy()
         communicator = nccl.NcclCommunicator(size, identity, rank)
         return cls(communicator, rank, size, nccl, module.cuda.get_current_stream)

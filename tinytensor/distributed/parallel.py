@@ -205,6 +205,16 @@ class DistributedDataParallel(Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
 
+    def loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The wrapped module's `loss`, of one that finds it without the output of `forward`."""
+        loss = getattr(self.module, "loss", None)
+        if loss is None:
+            raise AttributeError(
+                f"DistributedDataParallel: {type(self.module).__name__} has no method loss; call "
+                "the model, and make the loss of what it returns"
+            )
+        return loss(*args, **kwargs)
+
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
         """Backward passes inside keep their gradients here; the next one outside sends all."""

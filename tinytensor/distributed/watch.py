@@ -1,10 +1,10 @@
 """A rank's line to the witness: it reports where the rank is, and stops the rank when told to.
 
 `Watch.enter` numbers a collective and returns a ticket, which is given back when it is done. A
-thread reports to the witness (`witness.py`) and looks for tickets that are out too long. When the
-witness finds that the run cannot go on, the sentence is printed, `abort` is called (NCCL would wait
-for ever) and the process ends: there is nobody left to compute with, and a checkpoint is written
-aside and renamed, so that the last one stays whole.
+thread reports this to the witness (`witness.py`) and looks for tickets that are out too long. When
+the witness finds that the run cannot go on, the sentence is printed, `abort` is called (NCCL would
+wait for ever) and the process ends: there is nobody left to compute with, and a checkpoint is
+written aside and renamed, so that the last one stays whole.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from types import TracebackType
 
 from . import witness
 
+# A rank that hurries from collective to collective reports the end of one this often, if it has not
+# begun another meanwhile. Of many ranks, the witness does not hear each beginning either.
+REPORT_GAP = 0.02  # seconds
+MANY = 16  # ranks
 # The other ranks' sentences should come out before the launcher notices the first one that ends.
 LAST_WORDS = 0.3  # seconds
 EXIT_CODE = 1
@@ -75,21 +79,23 @@ class Watch:
         address: tuple[str, int],
         timeout: float,
         abort: Callable[[], None],
+        check: Callable[[], None],
     ) -> None:
         self.rank = rank
         self.timeout = timeout
         self.entered = 0
         self.abort = abort
+        self.check = check
         self._interval = witness.report_interval(timeout)
-        # Of many ranks, the witness wants to hear less often; the thread sends what was held back.
-        self._gap = 0.0 if size <= 16 else size * 1e-4
-        self._sent_at = 0.0
+        self._prompt = size <= MANY
+        self._gap = max(REPORT_GAP, size * 1e-4)
         self._complained = 0
         self._tickets: list[Ticket] = []
         self._last_name = ""
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._closing = False
+        self._news = threading.Event()
         self._stopped = threading.Event()
         self._connection = socket.create_connection(address, timeout=30)
         self._connection.settimeout(None)
@@ -110,7 +116,10 @@ class Watch:
             ticket = Ticket(self.entered, name, done)
             self._tickets.append(ticket)
             self._last_name = name
-        self._tell_place(self._gap)
+        if self._prompt:
+            self._tell_place()
+        else:
+            self._news.set()
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
@@ -118,7 +127,7 @@ class Watch:
         with self._lock:
             if ticket in self._tickets:
                 self._tickets.remove(ticket)
-        self._tell_place(self._gap)
+        self._news.set()
 
     def close(self) -> None:
         """This rank ends its part in good order."""
@@ -130,6 +139,7 @@ class Watch:
         self._tell_place()
         self._send(goodbye=True)
         self._stopped.set()
+        self._news.set()
         try:
             self._connection.shutdown(socket.SHUT_WR)
         except OSError:
@@ -138,11 +148,19 @@ class Watch:
     # --- the threads ------------------------------------------------------------------------------
 
     def _report(self) -> None:
-        while not self._stopped.wait(self._interval):
+        while not self._stopped.is_set():
+            if self._news.wait(self._interval):
+                self._stopped.wait(self._gap)
+                self._news.clear()
             with self._lock:
                 self._tickets = [t for t in self._tickets if t.done is None or not t.done()]
                 oldest = self._tickets[0] if self._tickets else None
             self._tell_place()
+            try:
+                self.check()
+            except Exception as error:  # the other ranks would wait for this one for ever
+                self._send(raised=f"{type(error).__name__}: {error}".splitlines()[0])
+                return
             late = oldest is not None and time.monotonic() - oldest.since > self.timeout
             if oldest is not None and late and oldest.number != self._complained:
                 self._complained = oldest.number
@@ -182,9 +200,7 @@ class Watch:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def _tell_place(self, gap: float = 0.0) -> None:
-        if time.monotonic() - self._sent_at < gap:
-            return
+    def _tell_place(self) -> None:
         with self._lock:
             oldest = self._tickets[0] if self._tickets else None
             number = oldest.number if oldest else self.entered
@@ -192,7 +208,6 @@ class Watch:
         self._send(entered=number, name=name, inside=oldest is not None)
 
     def _send(self, **message: object) -> None:
-        self._sent_at = time.monotonic()
         try:
             with self._sending:
                 self._connection.sendall(json.dumps(message).encode() + b"\n")
@@ -216,6 +231,6 @@ class Watch:
                 stream.flush()
             self.abort()
             # The witness hangs up after its sentence, or the launcher is quicker.
-            self._stopped.wait(witness.SETTLE + LAST_WORDS)
+            self._stopped.wait(witness.REST + witness.SETTLE + LAST_WORDS)
         finally:
             os._exit(EXIT_CODE)

@@ -42,7 +42,6 @@ class Stretch(NamedTuple):
 class Piece(NamedTuple):
     """What this rank updates of one parameter: a tensor that its own optimizer trains."""
 
-    group: int
     parameter: Tensor
     buffer: FlatBuffer
     place: int  # the parameter's number in the buffer
@@ -56,14 +55,42 @@ class Piece(NamedTuple):
         return slice(self.span.start - start, self.span.stop - start)
 
 
+class Window(FlatBuffer):
+    """A rank's part of a stretch as its own optimizer sees it: a flat buffer of `pieces`.
+
+    Their numbers and gradients are those of the whole buffer, in the same memory. Only `state` is
+    its own.
+    """
+
+    def __init__(self, whole: FlatBuffer, pieces: Sequence[Piece]) -> None:
+        self.whole, self.pieces = whole, pieces
+        self.place = slice(pieces[0].span.start, pieces[-1].span.stop)
+        self.parameters = [piece.tensor for piece in pieces]
+        self.dtype, self.device, self.precision = whole.dtype, whole.device, whole.precision
+        start = self.place.start
+        self.spans = [slice(p.span.start - start, p.span.stop - start) for p in pieces]
+        self.size = self.place.stop - start
+        self.steps = [0] * len(pieces)
+        self.state = {}
+        self._xp = array_module(whole.values)
+        self.values = whole.values[self.place]
+        self.gradients = whole.gradients[self.place]
+        self._value_views = [self.values[span] for span in self.spans]
+
+    def gather_gradients(self) -> list[bool]:
+        """Which of the parameters have a gradient; it lies where the whole buffer has it now."""
+        self.gradients = self.whole.gradients[self.place]
+        return [piece.parameter.grad is not None for piece in self.pieces]
+
+
 class ZeroRedundancyOptimizer(Optimizer):
     """`optimizer_class(params, **options)` with its state divided among the ranks.
 
     Given the DistributedDataParallel `model`, the gradients are divided as well: after the backward
     pass a rank holds the average of its own part only (the rest of `p.grad` is what its own
     micro-batches left), and clipping is this optimizer's `clip_grad_norm_`. The model's parameters
-    must be those of `params`. `state_dict()` is called on all ranks; what it returns is that of the
-    undivided optimizer, whole, on each of them, so that a run may go on with any number of ranks.
+    must be those of `params`. `state_dict()` is that of the undivided optimizer, whole, so that a
+    run may go on with any number of ranks; before it, all ranks call `consolidate_state_dict()`.
 
         optimizer = ZeroRedundancyOptimizer(
             model.parameters(), tt.optim.AdamW, model=model, lr=3e-4
@@ -85,14 +112,10 @@ class ZeroRedundancyOptimizer(Optimizer):
         self._ranks = current()
         self._model = model
         self._stretches = self._cut()
-        self._pieces = self._own_pieces()
-        groups = [
-            {**self._options(at), "params": [p.tensor for p in self._pieces if p.group == at]}
-            for at in range(len(self.param_groups))
-        ]
-        self._group_numbers = [at for at, group in enumerate(groups) if group["params"]]
-        mine = [groups[at] for at in self._group_numbers]
-        self._own = optimizer_class(mine, **options) if mine else None
+        self._windows = self._own_windows()
+        self._pieces = [piece for window in self._windows for piece in window.pieces]
+        self._own, self._group_numbers = self._own_optimizer(optimizer_class, options)
+        self._consolidated: dict[str, Any] | None = None
         if model is not None:
             model.scatter_gradients()
 
@@ -125,23 +148,48 @@ class ZeroRedundancyOptimizer(Optimizer):
                     stretches.append(Stretch(buffer, run.span, parts))
         return stretches
 
-    def _own_pieces(self) -> list[Piece]:
-        group_of = {
-            id(p): at for at, group in enumerate(self.param_groups) for p in group["params"]
-        }
-        pieces = []
+    def _own_windows(self) -> list[Window]:
+        """This rank's part of each stretch, where it has one."""
+        windows = []
         for stretch in self._stretches:
             part = stretch.parts[self._ranks.place.rank]
             start, stop = stretch.span.start + part.start, stretch.span.start + part.stop
+            pieces = []
             for index, span in enumerate(stretch.buffer.spans):
                 first, last = max(start, span.start), min(stop, span.stop)
                 if first < last:
                     parameter = stretch.buffer.parameters[index]
-                    tensor = Tensor(stretch.buffer.values[first:last].copy(), requires_grad=True)
-                    own = slice(first, last)
-                    group = group_of[id(parameter)]
-                    pieces.append(Piece(group, parameter, stretch.buffer, index, own, tensor))
-        return pieces
+                    tensor = Tensor(stretch.buffer.values[first:last], requires_grad=True)
+                    pieces.append(
+                        Piece(parameter, stretch.buffer, index, slice(first, last), tensor)
+                    )
+            if pieces:
+                windows.append(Window(stretch.buffer, pieces))
+        return windows
+
+    def _own_optimizer(
+        self, optimizer_class: Callable[..., Optimizer], options: Mapping[str, Any]
+    ) -> tuple[Optimizer | None, list[int]]:
+        """The one that updates the windows, and which of the groups it knows."""
+        windows_of: dict[int, list[Window]] = {}
+        for at, group in enumerate(self.param_groups):
+            members = set(map(id, group["params"]))
+            windows = [w for w in self._windows if id(w.pieces[0].parameter) in members]
+            if windows:
+                windows_of[at] = windows
+        if not windows_of:
+            return None, []
+        groups = [
+            {**self._options(at), "params": [tensor for w in windows for tensor in w.parameters]}
+            for at, windows in windows_of.items()
+        ]
+        own = optimizer_class(groups, **options)
+        for number, windows in enumerate(windows_of.values()):
+            own.use_buffers(number, windows)
+        for piece in self._pieces:
+            assert isinstance(piece.tensor.node, Leaf)
+            piece.tensor.node.buffer = None  # no backward pass writes there
+        return own, list(windows_of)
 
     def _options(self, at: int) -> Group:
         return {key: value for key, value in self.param_groups[at].items() if key != "params"}
@@ -158,6 +206,7 @@ class ZeroRedundancyOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update this rank's part, then exchange the parts."""
+        self._consolidated = None
         loss = None
         if closure is not None:
             with enable_grad():
@@ -165,18 +214,10 @@ class ZeroRedundancyOptimizer(Optimizer):
         for buffer in self.flat_buffers():
             buffer.gather_values()
             buffer.gather_gradients()
-        for piece in self._pieces:
-            leaf = piece.tensor.node
-            assert isinstance(leaf, Leaf)
-            piece.tensor.value[...] = piece.buffer.values[piece.span]
-            present = piece.parameter.grad is not None
-            leaf.grad = as_tensor(piece.buffer.gradients[piece.span]) if present else None
         if self._own is not None:
             for number, group in zip(self._group_numbers, self._own.param_groups, strict=True):
                 group.update(self._options(number))
             self._own.step()
-        for piece in self._pieces:
-            piece.buffer.values[piece.span] = piece.tensor.value
         self._gather([stretch.buffer.values for stretch in self._stretches], "parameters")
         return loss
 
@@ -224,13 +265,32 @@ class ZeroRedundancyOptimizer(Optimizer):
 
     @property
     def state(self) -> dict[Tensor, dict[str, Any]]:
-        """The undivided state, as `state_dict` gathers it: to be asked for on all ranks."""
+        """The undivided state; as with `state_dict`, consolidate it first."""
         parameters = [p for group in self.param_groups for p in group["params"]]
-        gathered = self.state_dict()["state"]
-        return {parameters[index]: state for index, state in gathered.items()}
+        whole = self.state_dict()["state"]
+        return {parameters[index]: state for index, state in whole.items()}
+
+    def consolidate_state_dict(self, to: int = 0) -> None:
+        """Rank `to` gets the undivided state, until the next step. All ranks call it together."""
+        if not 0 <= to < self._ranks.size:
+            raise ValueError(
+                f"consolidate_state_dict: there is no rank {to} among {self._ranks.size}"
+            )
+        gathered = self._gathered_state()
+        self._consolidated = gathered if self._ranks.place.rank == to else None
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the undivided optimizer, on every rank. All ranks call it together."""
+        """The state of the undivided optimizer, on the rank that it was consolidated to."""
+        if self._ranks.size == 1:
+            return self._gathered_state()
+        if self._consolidated is None:
+            raise RuntimeError(
+                "ZeroRedundancyOptimizer: each rank has a part of the state; before state_dict() "
+                "on one of them, all call consolidate_state_dict(to=that rank), after the last step"
+            )
+        return self._consolidated
+
+    def _gathered_state(self) -> dict[str, Any]:
         result = self._whole.state_dict()
         mine = self._own_states()
         about = {index: (state.get("step"), *sorted(state)) for index, state in mine}
@@ -274,6 +334,7 @@ class ZeroRedundancyOptimizer(Optimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over an undivided state, whatever number of ranks saved it."""
+        self._consolidated = None
         groups, states = saved.checked(self._whole, state_dict)
         for group, new in zip(self.param_groups, groups, strict=True):
             group.clear()
