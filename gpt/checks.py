@@ -18,7 +18,7 @@ import numpy as np
 
 import tinytensor as tt
 from gpt import UserError
-from gpt.config import TrainConfig
+from gpt.config import SCRATCH, TrainConfig
 from gpt.corpus import Batch, Corpus, first_windows
 from gpt.devices import device_of, loss_on
 from gpt.model import GPT, LanguageModel, parameter_groups
@@ -69,16 +69,19 @@ def rows(model: LanguageModel) -> str:
     return ""
 
 
-def first_loss(model: LanguageModel, batch: Batch) -> str:
-    """Is the loss of the untrained model ln V?"""
+def first_loss(model: LanguageModel, batch: Batch, pretrained: bool = False) -> str:
+    """Is the loss of the untrained model ln V? That of a trained one must not be above it."""
     loss, guess = loss_of(model, batch), math.log(model.vocab_size)
     if abs(loss / guess - 1) <= UNTRAINED or model.vocab_size == 1:
         return ""
-    cause = (
-        "the initial weights are too large for the head"
-        if loss > guess
-        else "it sees its targets, or was trained already"
-    )
+    if pretrained and loss < guess:
+        return ""
+    if pretrained:
+        cause = "the weights belong to another tokenizer, or were damaged"
+    elif loss > guess:
+        cause = "the initial weights are too large for the head"
+    else:
+        cause = "it sees its targets, or was trained already"
     return (
         f"the first loss is {loss:.3f}, but a model that knows nothing guesses, which is ln "
         f"{model.vocab_size:,} = {guess:.3f}: {cause}"
@@ -193,7 +196,9 @@ def cheap_checks(
     batch = a_batch(corpus)
     yield "no later token moves an earlier logit", lambda: future(model)
     yield "each row of a batch is independent of the others", lambda: rows(model)
-    yield "the first loss is ln V", lambda: first_loss(model, shortened(batch))
+    trained = config.init_from != SCRATCH
+    statement = "the first loss is below ln V" if trained else "the first loss is ln V"
+    yield statement, lambda: first_loss(model, shortened(batch), trained)
     groups = optimizer.param_groups
     yield "each weight, the tied one too, is counted once", lambda: tied_once(model, groups, config)
     yield "the targets are the inputs moved by one", lambda: targets(batch)

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, TypeVar
 import tyro
 
 from gpt import UserError
-from gpt.config import PRESETS, GenerateConfig, TrainConfig
+from gpt.config import SCRATCH, GenerateConfig, TrainConfig
+from gpt.presets import PRESETS
 
 if TYPE_CHECKING:
     from gpt.generate import Writing
@@ -79,16 +80,25 @@ class CheckCommand:
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
 
 
+@dataclass(frozen=True)
+class PlanCommand:
+    """Says what `train` would take with these fields: steps, memory by part, what would fit."""
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    measure: bool = False
+    """Also take the first two steps, in a process of their own, and say how much memory it had."""
+
+
 def train_command(arguments: list[str]) -> int:
-    # Two flags decide the others' defaults, so they are looked up before tyro reads them all.
+    # Three flags decide the others' defaults, so they are looked up before tyro reads them all.
     saved = run = None
     if folder := value_of("--resume", arguments):
         from gpt.runs import RunFolder
 
         run = RunFolder.open(folder)
         saved = run.config()
-    preset = PRESETS.get(value_of("--preset", arguments), PRESETS["char"])
-    asked = parse(TrainCommand, "train", arguments, TrainCommand(config=saved or preset))
+    config = saved or starting_point(arguments)
+    asked = parse(TrainCommand, "train", arguments, TrainCommand(config=config))
 
     from gpt.train import check_changes, train
 
@@ -99,12 +109,22 @@ def train_command(arguments: list[str]) -> int:
 
 
 def check_command(arguments: list[str]) -> int:
-    preset = PRESETS.get(value_of("--preset", arguments), PRESETS["char"])
-    config = parse(CheckCommand, "check", arguments, CheckCommand(config=preset)).config
+    default = CheckCommand(config=starting_point(arguments))
+    config = parse(CheckCommand, "check", arguments, default).config
 
-    from gpt.train import check
+    from gpt.before import check
 
     return DONE if check(config) else REFUSED
+
+
+def plan_command(arguments: list[str]) -> int:
+    default = PlanCommand(config=starting_point(arguments))
+    asked = parse(PlanCommand, "plan", arguments, default)
+
+    from gpt.before import show_plan
+
+    show_plan(asked.config, asked.measure)
+    return DONE
 
 
 def generate_command(arguments: list[str]) -> int:
@@ -114,7 +134,7 @@ def generate_command(arguments: list[str]) -> int:
     from gpt.generate import write_in_order
     from gpt.probabilities import page, shower, table
 
-    model, tokenizer = load_model(config.run, config.weights)
+    model, tokenizer = load_model(config.run, config.weights, config.checkpoint)
     show = shower(tokenizer)
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     texts: list[Writing] = []
@@ -180,6 +200,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train_command, "learn a text, Shakespeare by default"),
     "generate": (generate_command, "write text with a trained model"),
     "check": (check_command, "look for silent mistakes before training"),
+    "plan": (plan_command, "say what a training takes, before or beside a measurement"),
     "evaluate": (evaluate_command, "score a model on a text, on shards or on HellaSwag"),
     "tokenizer": (tokenizer_command, "learn a vocabulary of byte pairs from texts"),
     "prepare": (prepare_command, "turn texts into shards of tokens"),
@@ -199,6 +220,18 @@ def parse(
     if default is None:
         return tyro.cli(kind, prog=prog, args=arguments)
     return tyro.cli(kind, prog=prog, args=arguments, default=default)
+
+
+def starting_point(arguments: Sequence[str]) -> TrainConfig:
+    """What the fields are that no flag gives: the preset's, and the sizes of --init-from."""
+    weights = value_of("--init-from", arguments) or value_of("--init_from", arguments)
+    recipe = "gpt2-finetune" if weights not in ("", SCRATCH) else "char"
+    preset = PRESETS.get(value_of("--preset", arguments), PRESETS[recipe])
+    if recipe == "char" or weights == "resume":  # the latter is refused with a hint
+        return preset
+    from gpt.pretrained import with_sizes
+
+    return with_sizes(preset, weights)
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str:
@@ -234,4 +267,4 @@ def unknown_command(command: str) -> str:
     nearest = difflib.get_close_matches(command, COMMANDS, n=1)
     given = f"there is no command {command!r}" if command else "no command is given"
     hint = f" (nearest: {nearest[0]})" if nearest else ""
-    return f"{given}{hint}; the commands are {' and '.join(COMMANDS)}, see python -m gpt --help"
+    return f"{given}{hint}; the commands are {', '.join(COMMANDS)}; see python -m gpt --help"

@@ -1,8 +1,8 @@
-"""Every number that a run depends on, with its reason beside it; presets are values.
+"""Every number that a run depends on, with its reason beside it.
 
 `TrainConfig` and `GenerateConfig` are frozen dataclasses; the command line is made from their
 fields and the text under each (`gpt/cli.py`), and a run folder keeps its `TrainConfig` as
-`config.json`. This file knows no tensors, so that `--help` is quick. Go next to `gpt/train.py`.
+`config.json`. This file knows no tensors, so that `--help` is quick. Go next to `gpt/presets.py`.
 """
 
 from __future__ import annotations
@@ -10,61 +10,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import docstring_parser
 import tyro
 
 from gpt import UserError
+from gpt.fields import (
+    at_least,
+    check_device,
+    check_model,
+    check_seed,
+    flag,
+    require,
+    with_help,
+)
 from gpt.json_files import parse_json
-
-Class = TypeVar("Class", bound=type)
-
-
-def with_help(cls: Class) -> Class:
-    """Hands tyro the text under each field as one paragraph; it would keep the line breaks."""
-    texts = {
-        doc.arg_name: doc.description for doc in docstring_parser.parse_from_object(cls).params
-    }
-    for field in dataclasses.fields(cls):
-        help_text = " ".join((texts.get(field.name) or "").split())
-        field.metadata = MappingProxyType({**field.metadata, "help": help_text})
-    return cls
-
-
-# ---- Checks ----
-
-
-def flag(field: str) -> str:
-    return "--" + field.replace("_", "-")
-
-
-def require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise UserError(sentence)
-
-
-def at_least(config: Any, field: str, least: int) -> None:
-    value = getattr(config, field)
-    require(least <= value < math.inf, f"{flag(field)} must be at least {least}, but it is {value}")
-
-
-def check_device(name: str) -> None:
-    require(
-        re.fullmatch("auto|cpu|cuda(:[0-9]+)?|cuda-sim", name) is not None,
-        f"--device {name!r} is unknown; it is auto, cpu, cuda, cuda:N (GPU number N) or cuda-sim",
-    )
-
-
-def check_seed(seed: int) -> None:
-    require(0 <= seed < 2**63, f"--seed must lie in [0, 2^63), but it is {seed}")
-
 
 # ---- A training run ----
 
+
+SCRATCH = "scratch"  # --init-from: no weights to start from
 
 Preset = Literal[
     "char",
@@ -76,6 +42,7 @@ Preset = Literal[
     "gpt2-774m",
     "gpt2-1558m",
     "gpt-37m",
+    "gpt2-finetune",
 ]
 
 
@@ -87,7 +54,8 @@ class TrainConfig:
     preset: Preset = "char"
     """Where the other fields start from: `char` is a GPT that learns Shakespeare in minutes,
     `shakespeare-gpu` a larger one that needs a GPU for that, `bigram` is the model
-    and the recipe of the article, `gpt2-shakespeare` is small and reads GPT-2's tokens, the others
+    and the recipe of the article, `gpt2-shakespeare` is small and reads GPT-2's tokens,
+    `gpt2-finetune` goes on with published weights (it is where --init-from starts from), the others
     are GPT-2's four sizes and a smaller one."""
     name: str = ""
     """The run is kept in `<folder>/<name>`; without a name it gets its preset's, and a number."""
@@ -102,6 +70,10 @@ class TrainConfig:
     text is read by characters and shards by the tokenizer that they were made with."""
     seed: int = 1337
     """Where every random number of the run begins; the same seed gives the same run."""
+    init_from: str = SCRATCH
+    """Where the weights start: `scratch` draws them; gpt2, gpt2-medium, gpt2-large, gpt2-xl or a
+    folder as `transformers` has it (`python -m gpt export` writes one, too) goes on from there,
+    with its sizes and its tokenizer. A smaller --block-size keeps the first positions."""
 
     model: Literal["gpt", "bigram"] = "gpt"
     """`gpt` has GPT-2's shape, `bigram` is the article's model (it keeps the article's name, though
@@ -145,6 +117,10 @@ class TrainConfig:
     """Tokens per step: gradients of as many batches as this takes are added up before the optimizer
     moves. It must be a multiple of batch size times context; 0 is one batch a step. GPT-2 took
     524,288."""
+    ordered: bool = True
+    """Add the gradients of a step's batches as a binary tree: however many processes share the
+    step, its numbers are the same. A step of 4, 8, 16 batches keeps 2, 3, 4 sums meanwhile, each as
+    large as the model; --no-ordered adds one batch after the other and keeps none."""
     learning_rate: Annotated[float, tyro.conf.arg(aliases=["--lr"])] = 1e-3
     """The largest step size. AdamW's customary 1e-3 suits a model this small; a large one
     needs less."""
@@ -199,6 +175,9 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """What products are computed in, in training and evaluation. On a GPU bfloat16 is several times
     as fast; parameters, sums and AdamW stay float32."""
+    capture: bool = False
+    """On a GPU: ask for the kernels of a batch once, as one CUDA graph, which saves the time that
+    Python takes to ask for each. The numbers are the same."""
     matmul_precision: Literal["highest", "high"] = "highest"
     """Of float32 products on a GPU: `highest` is float32, `high` rounds their inputs to TF32."""
     checks: bool = True
@@ -211,6 +190,9 @@ class TrainConfig:
     """With many processes: seconds after which one that does not come stops the others."""
     bucket_mb: float = 25.0
     """With many processes: megabytes of gradients that travel together."""
+    zero: bool = False
+    """With many processes: each keeps AdamW's moments for its share of the parameters only (ZeRO,
+    stage 1), for as many bytes sent. Without clipping the numbers are the same to the bit."""
     compare_every: int = 0
     """With many processes: steps between two comparisons of their parameters; 0 compares at the
     start only."""
@@ -264,6 +246,14 @@ class TrainConfig:
         check_seed(self.seed)
         check_device(self.device)
         require(
+            bool(self.init_from),
+            "--init-from needs scratch, a name such as gpt2, or a folder of weights",
+        )
+        require(
+            self.init_from != "resume",
+            "--init-from resume has a flag of its own: --resume FOLDER goes on with that run",
+        )
+        require(
             not any(separator in self.name for separator in "/\\\0")
             and self.name not in (".", ".."),
             f"--name {self.name!r} must be one folder name; --folder says where it lies",
@@ -275,116 +265,11 @@ class TrainConfig:
         return max(1, self.total_batch // (self.batch_size * self.block_size))
 
 
-# ---- Presets ----
-
-
-def gpt2_size(
-    preset: Preset, n_layer: int, n_head: int, n_embd: int, learning_rate: float, **changes: Any
-) -> TrainConfig:
-    """A size of GPT-2, by the recipe of GPT-3 (T. Brown et al., 2020, table 2.1 and appendix B).
-
-    That is: its betas, decay, clipping and cosine to a tenth, with a warm-up of 375 million tokens;
-    the batch of half a million tokens is GPT-2's. As it stands a run reads ten billion tokens.
-    """
-    values: dict[str, Any] = {
-        "tokenizer": "gpt2",
-        "block_size": 1024,
-        "bias": True,
-        "vocab_multiple": 64,
-        "iterations": 19_073,
-        "batch_size": 16,
-        "total_batch": 524_288,
-        "min_learning_rate": learning_rate / 10,
-        "warmup": 715,
-        "beta2": 0.95,
-        "eval_every": 250,
-        "eval_batches": 20,
-        "log_every": 1,
-        "checkpoint_every": 250,
-        "keep_checkpoints": 2,
-        "keep_best": True,
-        "sample_every": 250,
-        "sample_chars": 200,
-    }
-    sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
-    values.update(preset=preset, learning_rate=learning_rate, **sizes)
-    return TrainConfig(**{**values, **changes})
-
-
-PRESETS: dict[str, TrainConfig] = {
-    "char": TrainConfig(),
-    # nanoGPT's published recipe for a GPU (config/train_shakespeare_char.py): best validation loss
-    # 1.4697. It reads the text 80 times, so it needs dropout and keeps its best evaluation; 20
-    # batches of 64 x 256 are the validation text three times over.
-    "shakespeare-gpu": TrainConfig(
-        preset="shakespeare-gpu",
-        block_size=256,
-        n_layer=6,
-        n_head=6,
-        n_embd=384,
-        dropout=0.2,
-        iterations=5000,
-        batch_size=64,
-        eval_every=250,
-        eval_batches=20,
-        keep_best=True,
-    ),
-    # The article's listing: PyTorch's AdamW as it comes (betas, decay of 0.01 on everything), a
-    # constant step size, no clipping; losses every 1,000 iterations over 200 batches of each split.
-    "bigram": TrainConfig(
-        preset="bigram",
-        model="bigram",
-        block_size=8,
-        n_embd=64,
-        bias=True,
-        tied=False,
-        activation="relu",
-        iterations=5000,
-        batch_size=32,
-        schedule="constant",
-        warmup=0,
-        beta2=0.999,
-        weight_decay=0.01,
-        decay="all",
-        clip=0.0,
-        eval_every=1000,
-        eval_batches=200,
-        checkpoint_every=1000,
-    ),
-    # GPT-2's 50,257 tokens on a text of 338,025 of them, in minutes on two cores. The head is
-    # nearly all of the work, so the model is narrow.
-    "gpt2-shakespeare": TrainConfig(
-        preset="gpt2-shakespeare",
-        tokenizer="gpt2",
-        n_embd=128,
-        batch_size=16,
-        iterations=400,
-        learning_rate=3e-3,
-        min_learning_rate=3e-4,
-        warmup=50,
-        eval_every=100,
-        eval_batches=5,
-        sample_every=100,
-        sample_chars=150,
-        checkpoint_every=100,
-        keep_best=True,
-    ),
-    # The sizes are those of gpt/model.py, where they are explained; a test compares.
-    "gpt2-124m": gpt2_size("gpt2-124m", 12, 12, 768, 6e-4),
-    "gpt2-355m": gpt2_size("gpt2-355m", 24, 16, 1024, 3e-4),
-    "gpt2-774m": gpt2_size("gpt2-774m", 36, 20, 1280, 2.5e-4),
-    "gpt2-1558m": gpt2_size("gpt2-1558m", 48, 25, 1600, 2e-4),
-    # The article's: 100 million tokens, 191 steps.
-    "gpt-37m": gpt2_size(
-        "gpt-37m", 10, 6, 384, 1e-3, vocab_multiple=128, iterations=191, warmup=20, eval_every=20,
-        checkpoint_every=20, sample_every=20,
-    ),
-}  # fmt: skip
-
 # What may differ when a run is resumed. All else decides what the run is: its model, its data, and
 # every step that it has already taken.
 CHANGEABLE = {
     "bucket_mb",
+    "capture",
     "compare_every",
     "device",
     "matmul_precision",
@@ -396,6 +281,7 @@ CHANGEABLE = {
     "keep_checkpoints",
     "sample_every",
     "tensorboard",
+    "zero",
     "eval_every",
     "eval_batches",
     "log_every",
@@ -415,6 +301,9 @@ class GenerateConfig:
     weights: str = ""
     """Or a folder of weights as `transformers` has them, or gpt2, gpt2-medium, gpt2-large,
     gpt2-xl."""
+    checkpoint: str = "best"
+    """Which checkpoint of the run: `best` has the lowest validation loss of those that are kept,
+    `last` is where training ended, and a folder such as checkpoint-000500 is itself."""
     prompt: tuple[str, ...] = ("",)
     """What the text continues, one or several; without a prompt it begins as after a line break, or
     the end of another text."""
@@ -460,10 +349,7 @@ class GenerateConfig:
         at_least(self, "num_samples", 1)
         at_least(self, "batch_size", 1)
         at_least(self, "slide", 0)
-        require(
-            bool(self.run) != bool(self.weights),
-            "generate needs a model: either --run FOLDER or --weights FOLDER",
-        )
+        check_model(self, "generate")
         require(bool(self.prompt), "--prompt needs a text; leave it out for none")
         require(all(self.stop), "--stop needs texts: every text contains the empty one")
         require(0 < self.top_p <= 1, f"--top-p must lie in (0, 1], but it is {self.top_p}")

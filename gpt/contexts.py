@@ -20,16 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Protocol
 
 import tinytensor as tt
 from gpt.cache import KeyValueCache
 from gpt.devices import device_of
 from gpt.model import GPT, LanguageModel
-
-Numbers = np.ndarray[Any, Any]
 
 # Columns of a padded batch that are read at once: its mask of (B, T, S) and what attention makes of
 # it stay small. A batch without padding has no mask and is read whole.
@@ -64,8 +60,10 @@ class Contexts(Protocol):
 
     texts: list[list[int]]
 
-    def next_logits(self) -> list[Numbers]:
-        """For each text, the scores (V,) of every token that could come next, on the CPU."""
+    def next_logits(self) -> tt.Tensor:
+        """For each text, the scores of every token that could come next: (B, V), on the model's
+        device.
+        """
         ...
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -96,15 +94,15 @@ class PlainContexts:
     def __init__(self, model: LanguageModel, texts: list[list[int]], slide: int):
         self.model, self.texts, self.slide = model, texts, slide
 
-    def next_logits(self) -> list[Numbers]:
-        return [self.logits_of(text) for text in self.texts]
+    def next_logits(self) -> tt.Tensor:
+        return tt.stack([self.logits_of(text) for text in self.texts])
 
-    def logits_of(self, text: list[int]) -> Numbers:
+    def logits_of(self, text: list[int]) -> tt.Tensor:
         start = window_start(len(text), self.model.block_size, self.slide)
         with evaluating(self.model):
             idx = tt.tensor([text[start:]], dtype=tt.long, device=device_of(self.model))
             logits, _ = self.model(idx)  # (1, T, V)
-        return logits[0, -1].cpu().numpy()
+        return logits[0, -1]
 
     def append(self, tokens: Sequence[int]) -> None:
         for text, token in zip(self.texts, tokens, strict=True):
@@ -132,17 +130,17 @@ class CachedContexts:
         self.cache.starts = [longest - len(window) for window in windows]
         # What has not been read yet: at first everything, padded on the left, then a token each.
         self.unread = [[0] * (longest - len(window)) + window for window in windows]
-        self.logits: list[Numbers] = []
+        self.logits = tt.empty(0)
 
     def window(self, text: list[int]) -> list[int]:
         return text[window_start(len(text), self.model.block_size, self.slide) :]
 
-    def next_logits(self) -> list[Numbers]:
+    def next_logits(self) -> tt.Tensor:
         if self.unread[0]:
             with evaluating(self.model):
                 if self.cache.length == self.cache.capacity:
                     self.make_room()
-                self.logits = list(self.read(self.unread).cpu().numpy())
+                self.logits = self.read(self.unread)
             self.unread = [[] for _ in self.texts]
         return self.logits
 
@@ -182,6 +180,6 @@ class CachedContexts:
             return
         self.texts = [self.texts[row] for row in rows]
         self.unread = [self.unread[row] for row in rows]
-        self.logits = [self.logits[row] for row in rows]
+        self.logits = self.logits[list(rows)]
         if rows:
             self.cache = self.cache.rows(rows)

@@ -19,16 +19,18 @@ import numpy as np
 
 import tinytensor as tt
 from gpt import UserError
-from gpt.config import TrainConfig
+from gpt.config import SCRATCH, TrainConfig
 from gpt.data import Text, Windows, entropies, load_text, random_stream, split
+from gpt.fields import plural
 from gpt.shard_files import find_shards, token_dtype
 from gpt.shards import ShardDataLoader
 from gpt.tokenizer import CharTokenizer, Tokenizer
 from gpt.tokenizers import load_tokenizer
+from gpt.weights import pretrained_tokenizer
 
 Batch = tuple[tt.Tensor, tt.Tensor]
 
-# As many tokens of a folder of shards are counted for its entropies: a second's work.
+# As many tokens of a folder of shards are plural for its entropies: a second's work.
 COUNTED = 1 << 21
 
 
@@ -129,7 +131,7 @@ class ShardCorpus(Corpus):
     def describe(self) -> str:
         name = os.path.basename(self.source)
         return (
-            f"{name}: {self.tokens:,} tokens in {self.shards} shards, vocabulary of "
+            f"{name}: {self.tokens:,} tokens in {plural(self.shards, 'shard')}, vocabulary of "
             f"{self.vocab_size:,}"
         )
 
@@ -170,9 +172,16 @@ def load_corpus(
         return corpus
     text = load_text(config.data)
     check_same_data(text.source, text.sha256, digest)
-    if tokenizer is None and config.tokenizer in ("", "characters"):
-        tokenizer = CharTokenizer.of(text.content)
-    return TextCorpus(config, text, tokenizer or load_tokenizer(config.tokenizer))
+    return TextCorpus(config, text, tokenizer or text_tokenizer(config, text.content))
+
+
+def text_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
+    """The tokenizer that was asked for, that of the weights to go on with, or characters."""
+    if config.tokenizer not in ("", "characters"):
+        return load_tokenizer(config.tokenizer)
+    if config.init_from != SCRATCH and not config.tokenizer:
+        return pretrained_tokenizer(config.init_from)
+    return CharTokenizer.of(text)
 
 
 def shard_tokenizer(config: TrainConfig, folder: Path) -> Tokenizer:
@@ -186,6 +195,14 @@ def shard_tokenizer(config: TrainConfig, folder: Path) -> Tokenizer:
             raise UserError(
                 f"{folder} was made with another tokenizer than --tokenizer {config.tokenizer}; "
                 "without the flag, its own is taken"
+            )
+        return tokenizer
+    if config.init_from != SCRATCH:
+        tokenizer = pretrained_tokenizer(config.init_from)
+        if own.exists() and load_tokenizer(own).to_json() != tokenizer.to_json():
+            raise UserError(
+                f"{folder} was made with another tokenizer than that of --init-from "
+                f"{config.init_from}; give `python -m gpt prepare --tokenizer` that folder"
             )
         return tokenizer
     if not own.exists():

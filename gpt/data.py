@@ -155,8 +155,8 @@ def split(tokens: np.ndarray[Any, Any], block_size: int, source: str) -> tuple[A
     train, validation = tokens[:border], tokens[border:]
     if min(len(train), len(validation)) <= block_size:
         raise UserError(
-            f"{source} has {len(tokens):,} tokens, too few for a context of {block_size}: its last "
-            f"tenth must hold {block_size + 1} of them and holds {len(validation)}"
+            f"{source} has {len(tokens):,} tokens, too few for a context of {block_size:,}: its "
+            f"last tenth must hold {block_size + 1:,} of them and holds {len(validation):,}"
         )
     return train, validation
 

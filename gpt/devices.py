@@ -9,9 +9,14 @@ samples know of no device. Go next to `gpt/train.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import tinytensor as tt
 from gpt import UserError
+
+if TYPE_CHECKING:
+    import tinytensor.distributed as dist
+    from gpt.model import LanguageModel
 
 
 def choose(name: str) -> tt.device:
@@ -32,14 +37,16 @@ def device_of(model: tt.nn.Module) -> tt.device:
     return tt.device("cpu") if first is None else first.device
 
 
-def loss_on(model: tt.nn.Module, batch: tuple[tt.Tensor, tt.Tensor]) -> tt.Tensor:
+def loss_on(
+    model: LanguageModel | dist.DistributedDataParallel, batch: tuple[tt.Tensor, tt.Tensor]
+) -> tt.Tensor:
     """The model's mean loss on a batch, which is moved to where the model is.
 
-    The logits, the largest array of a step, are let go.
+    Its `loss`, not its `forward`: all logits at once would be the largest array of a step.
     """
     where = device_of(model)
     x, y = (part.to(where) for part in batch)
-    loss: tt.Tensor = model(x, y)[1]
+    loss: tt.Tensor = model.loss(x, y)
     return loss
 
 

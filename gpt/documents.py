@@ -232,8 +232,10 @@ def parquet_rows(path: Path, field: str) -> Iterator[Section]:
     import pyarrow
     import pyarrow.parquet
 
+    with reading(path):
+        check_regular(path)
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             if field not in file.schema_arrow.names:
                 raise UserError(
                     f"{path} has no column {field!r}, but {', '.join(file.schema_arrow.names)}; "
@@ -246,7 +248,9 @@ def parquet_rows(path: Path, field: str) -> Iterator[Section]:
                     number += 1
                     if text := text_of(value, f"{path}, row {number:,}"):
                         yield Section(text, True, share)
-    except (OSError, pyarrow.ArrowException) as error:
+            if number != (said := file.metadata.num_rows):
+                raise UserError(f"{path} is damaged: it has {number:,} rows, but says {said:,}")
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
 
 

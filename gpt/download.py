@@ -27,8 +27,8 @@ import tyro
 from tqdm import tqdm
 
 from gpt import UserError
-from gpt.config import require, with_help
 from gpt.data import DOWNLOAD_TIMEOUT, innermost_reason
+from gpt.fields import require, with_help
 from gpt.files import SUMS, checksums, flush_file, flush_folder, sha256, write_checksums
 from gpt.tokenizers import GPT2_FILES
 from gpt.weights import CONFIG, WEIGHTS, cache_folder

@@ -2,7 +2,7 @@
 
 Every token is scored exactly once. Windows of the model's context slide by `stride` tokens, and of
 each only what no window before has scored counts: the first counts whole, every other one its last
-`stride` tokens, which so have seen at least `block_size - stride` tokens before them. A stride of
+`stride` tokens, each given at least `block_size - stride + 1` tokens before it. A stride of
 the whole context is fast and pessimistic (the first token of each window is guessed from one
 token), one of 1 is the model at its best and `block_size` times as slow.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,8 @@ import numpy as np
 
 import tinytensor as tt
 from gpt import UserError, devices
-from gpt.config import at_least, check_device, require, with_help
 from gpt.contexts import evaluating
+from gpt.fields import at_least, check_device, check_model, require, with_help
 from gpt.model import GPT, LanguageModel
 from tinytensor.nn import functional as F
 
@@ -50,6 +51,9 @@ class EvaluateConfig:
     weights: str = ""
     """Or a folder of weights as `transformers` has them, or gpt2, gpt2-medium, gpt2-large,
     gpt2-xl."""
+    checkpoint: str = "best"
+    """Which checkpoint of the run: `best` has the lowest validation loss of those that are kept,
+    `last` is where training ended, and a folder such as checkpoint-000500 is itself."""
     data: str = ""
     """A UTF-8 text, a folder of shards, `shakespeare` or `python`; a run's own text if nothing is
     given."""
@@ -66,16 +70,13 @@ class EvaluateConfig:
     examples: int = 0
     """How many of its examples, the first ones; 0 takes all."""
     device: str = "auto"
-    """Where to compute: `cpu`, `cuda`, `cuda:N`, `cuda-sim`, or `auto`: cuda where there is a GPU.
-    HellaSwag is scored on the CPU."""
+    """Where to compute: `cpu`, `cuda`, `cuda:N`, `cuda-sim`, or `auto`: cuda where there is a
+    GPU."""
     json: str = ""
     """Also write the results to this file."""
 
     def __post_init__(self) -> None:
-        require(
-            bool(self.run) != bool(self.weights),
-            "evaluate needs a model: either --run FOLDER or --weights FOLDER",
-        )
+        check_model(self, "evaluate")
         require(
             not (self.data and self.hellaswag), "--data and --hellaswag: one evaluation at a time"
         )
@@ -83,10 +84,6 @@ class EvaluateConfig:
         for field in ("stride", "limit", "examples"):
             at_least(self, field, 0)
         check_device(self.device)
-        require(
-            not self.hellaswag or self.device in ("auto", "cpu"),
-            f"--device {self.device} does not score HellaSwag yet; leave it out",
-        )
 
 
 # ---- A score ----
@@ -236,7 +233,7 @@ def score_pieces(
         nats, count, size = nats + more, count + scored, size + bytes_of(tokenizer, piece[1:])
     if not count:
         raise UserError("there is nothing to score: less than two tokens")
-    return Score(nats, count, size, model.block_size - stride)
+    return Score(nats, count, size, model.block_size - stride + 1)
 
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> Tokens:
@@ -248,9 +245,13 @@ def tokens_of(config: EvaluateConfig, tokenizer: Tokenizer, data: str) -> list[T
     """What `--data` and `--split` name, as rows of tokens."""
     if Path(data).is_dir():
         from gpt.shard_files import find_shards
+        from gpt.tokenizers import load_tokenizer
 
         if config.split == "whole":
             raise UserError("shards have the splits train and validation; --split chooses one")
+        own = Path(data) / "tokenizer.json"
+        if own.exists() and load_tokenizer(own).to_json() != tokenizer.to_json():
+            raise UserError(f"{data} was made with another tokenizer than the model's")
         shards = find_shards(data, config.split, tokenizer.vocab_size)
         return [shard.open() for shard in shards]
 
@@ -259,7 +260,10 @@ def tokens_of(config: EvaluateConfig, tokenizer: Tokenizer, data: str) -> list[T
     text = load_text(data)
     if text.note:
         raise UserError(text.note.split(";")[0])
-    tokens = text_tokens(tokenizer, text.content)
+    try:
+        tokens = text_tokens(tokenizer, text.content)
+    except UserError as error:
+        raise UserError(f"{data} cannot be scored: {error}") from None
     border = 1 + int(TRAIN_FRACTION * (len(tokens) - 1))
     if config.split == "validation":
         return [tokens[border - 1 :]]  # the last token of the training part is context
@@ -273,8 +277,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Runs the evaluation and prints its line; returns the numbers."""
     from tqdm import tqdm
 
-    where = devices.choose("cpu" if config.hellaswag else config.device)
-    model, tokenizer = load_model(config.run, config.weights)
+    where = devices.choose(config.device)
+    model, tokenizer = load_model(config.run, config.weights, config.checkpoint)
     model.to(where)
 
     def progress(items: Any, total: int) -> Any:
@@ -320,12 +324,21 @@ def run_data(run: str) -> str:
     return str(RunFolder.open(run).config().data)
 
 
-def load_model(run: str, weights: str) -> tuple[LanguageModel, Tokenizer]:
-    """The model and the tokenizer of a run folder, or of a folder of weights."""
-    if run:
-        from gpt.runs import load_run
+def load_model(run: str, weights: str, checkpoint: str) -> tuple[LanguageModel, Tokenizer]:
+    """The model and the tokenizer of a run folder, or of a folder of weights.
 
-        return load_run(run)
+    Says on stderr which checkpoint it is, where that is not the last.
+    """
+    if run:
+        from gpt.runs import RunFolder, load_run
+
+        place, last = (RunFolder.open(run).find_checkpoint(which) for which in (checkpoint, "last"))
+        if checkpoint == "best" and place != last:
+            print(
+                f"{place.name} has the lowest validation loss; --checkpoint last takes {last.name}",
+                file=sys.stderr,
+            )
+        return load_run(run, checkpoint)
 
     from gpt.weights import load_pretrained
 

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import tinytensor as tt
 from gpt import UserError
 from gpt.bpe import END_OF_TEXT, BytePairTokenizer
-from gpt.config import with_help
+from gpt.fields import with_help
 from gpt.files import flush_file, flush_folder, replace_file, write_checksums
 from gpt.model import GPT, GPTConfig
 from gpt.tokenizer import CharTokenizer, Tokenizer
-from gpt.tokenizers import write_gpt2_files
+from gpt.tokenizers import describe_characters, write_gpt2_files
 from gpt.weights import ACTIVATION_NAMES, CONFIG, DROPOUTS, FIXED, TRANSPOSED, WEIGHTS
 
 
@@ -36,6 +36,9 @@ class ExportConfig:
     """The folder of the run, such as runs/char."""
     out: str
     """The folder to write; it must be new or empty."""
+    checkpoint: str = "best"
+    """Which of its checkpoints: `best` has the lowest validation loss of those that are kept,
+    `last` is where training ended, and a folder such as checkpoint-000500 is itself."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """How numbers are written. The two halves take half the room and keep 8 or 11 bits of the 24;
     float16 cannot hold numbers above 65,504."""
@@ -45,7 +48,7 @@ def export(config: ExportConfig) -> Path:
     """Writes the folder and returns it. Raises UserError for a run that cannot be written so."""
     from gpt.runs import load_run
 
-    model, tokenizer = load_run(config.run)
+    model, tokenizer = load_run(config.run, config.checkpoint)
     if not isinstance(model, GPT):
         raise UserError(
             f"{config.run} is a {type(model).__name__}, which `transformers` does not have; only a "
@@ -155,27 +158,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
         replace_file(folder / "special_tokens_map.json", as_json(special))
     elif isinstance(tokenizer, CharTokenizer):
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-        replace_file(folder / "tokenizer.json", as_json(characters(tokenizer)))
+        replace_file(folder / "tokenizer.json", as_json(describe_characters(tokenizer)))
     else:
         raise UserError(f"a {type(tokenizer).__name__} cannot be written for `transformers`")
     settings["clean_up_tokenization_spaces"] = False
     replace_file(folder / "tokenizer_config.json", as_json(settings))
-
-
-def characters(tokenizer: CharTokenizer) -> dict[str, Any]:
-    """A tokenizer of characters in the terms of the library `tokenizers`: each is a word."""
-    return {
-        "version": "1.0",
-        "added_tokens": [],
-        "pre_tokenizer": {
-            "type": "Split",
-            "pattern": {"Regex": r"[\s\S]"},
-            "behavior": "Isolated",
-            "invert": False,
-        },
-        "decoder": {"type": "Fuse"},
-        "model": {"type": "WordLevel", "vocab": tokenizer.number, "unk_token": ""},
-    }
 
 
 def as_json(content: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ def tokens(
 ) -> Iterator[int]:
     contexts = contexts_of(model, [ids], max_new_tokens, slide, cached)
     for _ in range(max_new_tokens):
-        token = sampling.draw(contexts.next_logits()[0], contexts.texts[0], generator)
+        (token,) = sampling.draw_all(contexts.next_logits(), contexts.texts, [generator])
         contexts.append([token])
         yield token
 
@@ -131,9 +131,11 @@ def write(
         contexts = contexts_of(model, prompts, max_new_tokens, slide, cached)
         while under_way:
             all_logits = contexts.next_logits()
-            for text, logits, seen in zip(under_way, all_logits, contexts.texts, strict=True):
-                token = sampling.draw(logits, seen, text.generator)
+            generators = [text.generator for text in under_way]
+            tokens = sampling.draw_all(all_logits, contexts.texts, generators)
+            for row, (text, token) in enumerate(zip(under_way, tokens, strict=True)):
                 if alternatives:
+                    logits = all_logits[row].cpu().numpy()
                     text.choices.append(choice(logits, token, alternatives))
                 yield text, text.take(token, end, max_new_tokens)
             going_on = [row for row, text in enumerate(under_way) if not text.ended]

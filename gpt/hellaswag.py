@@ -169,12 +169,16 @@ def cached_nats(
     model: GPT, context: list[int], padded: Sequence[list[int]]
 ) -> np.ndarray[Any, Any]:
     """The same with the context, most of the work, read once for all endings."""
+    weight = model.transformer.wte.weight
+    where = weight.device
     with evaluating(model):
-        cache = KeyValueCache(model.config, 1, len(context) - 1 + len(padded[0]))
+        room = len(context) - 1 + len(padded[0])
+        cache = KeyValueCache(model.config, 1, room, weight.dtype, where)
         if len(context) > 1:
-            model.transformer(tt.tensor([context[:-1]], dtype=tt.long), cache)
+            model.transformer(tt.tensor([context[:-1]], dtype=tt.long, device=where), cache)
         shared = cache.rows([0] * len(padded))
-        inputs = tt.tensor([[context[-1], *ending[:-1]] for ending in padded], dtype=tt.long)
+        rows = [[context[-1], *ending[:-1]] for ending in padded]
+        inputs = tt.tensor(rows, dtype=tt.long, device=where)
         scores = model(inputs, cache=shared)[0].cpu().numpy().astype(np.float64)  # (B, T, V)
     scores -= scores.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(scores, np.array(padded)[..., None], axis=-1)[..., 0]

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tinytensor as tt
 from tinytensor import Tensor, nn
@@ -78,7 +79,9 @@ class LanguageModel(nn.Module):
         """Continues `idx` (B, T) by `max_new_tokens` sampled tokens; returns all (B, T + new).
 
         Each token is drawn from the model's own distribution, given the last `block_size` tokens.
-        Dropout is off meanwhile. For temperature, top-k and streaming see `gpt/generate.py`.
+        Dropout is off meanwhile. For temperature, top-k and streaming see `gpt/generate.py`, where
+        a full context drops a quarter at once: with a cache that saves reading it again for each
+        token, as here. With `slide=1` the two draw the same tokens.
         """
         was_training = self.training
         self.eval()
@@ -477,6 +480,17 @@ class GPT(LanguageModel):
             # both uses. (A copy of the numbers would be tied until the first step only.)
             self.lm_head.weight = self.transformer.wte.weight
         self.initialize()
+
+    @staticmethod
+    def from_pretrained(path_or_name: str | Path, **changes: Any) -> GPT:
+        """Published weights, for evaluation: `GPT.from_pretrained("gpt2", dropout=0.1).train()`.
+
+        It is `gpt.weights.load_gpt2`: a folder as `transformers` has it, or gpt2, gpt2-medium,
+        gpt2-large or gpt2-xl, which `python -m gpt download` fetches.
+        """
+        from gpt.weights import load_gpt2
+
+        return load_gpt2(path_or_name, **changes)
 
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, cache: KeyValueCache | None = None

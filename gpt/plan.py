@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import tinytensor as tt
+import tinytensor.distributed as dist
 from gpt import UserError, devices
 from gpt.config import TrainConfig
 from gpt.model import GPTConfig
@@ -24,11 +25,18 @@ from gpt.runs import model_config
 
 CPU = tt.device("cpu")
 FLOAT = 4  # bytes of a float32
-MARGIN = 0.15  # how far the prediction may be from what is measured
+MARGIN = 0.1  # how far the prediction may be from what is measured
 # Attention (tinytensor/cpu/attention.py) keeps whole weights of contexts up to SHORT; of longer
 # ones exponentials, if they are up to KEPT numbers. With dropout it makes both again. SCRATCH are
 # the numbers that it works on meanwhile.
 SHORT, KEPT, SCRATCH = 64, 1 << 21, 1 << 20
+# The loss (tinytensor/cpu/losses.py) makes about so many logits at a time.
+LOGITS = 1 << 24
+# From so many numbers on, what a norm or GELU gave is not kept but made again (norms.py and
+# elementwise.py there).
+REMADE_NORM, REMADE_GELU = 1 << 19, 1 << 21
+# AdamW works on two arrays of 2^18 numbers, and lets those of the piece before go afterwards.
+UPDATE = 4 << 18
 
 
 @dataclass(frozen=True)
@@ -39,16 +47,22 @@ class Plan:
     sizes: GPTConfig
     available: int | None  # what the machine can give; None where it does not say
     holder: str = "the machine"  # or the GPU
+    ranks: int = 1  # processes that share the batches of a step
 
     @property
     def parameters(self) -> int:
         return self.sizes.parameter_count()
 
-    @property
-    def fixed(self) -> dict[str, int]:
-        """What does not depend on the batch."""
+    def numbers_of_model(self, rows: int) -> dict[str, int]:
+        """What is as large as the model, or several times; batches of fewer rows have more sums."""
         one = FLOAT * self.parameters
-        return {"parameters": one, "gradients": one, "AdamW's moments": 2 * one}
+        moments = 2 * one // self.ranks if self.config.zero else 2 * one
+        parts = {"parameters": one, "gradients": one, "AdamW's moments": moments}
+        share = rows * self.config.block_size * self.ranks
+        batches = max(1, self.config.total_batch // share)
+        if self.config.ordered and (sums := sums_of_gradients(batches)):
+            parts["sums of batches"] = sums * one
+        return parts
 
     def activations(self, rows: int) -> dict[str, int]:
         """What one batch of so many rows takes, by layer, where it is most: in the backward pass.
@@ -59,10 +73,14 @@ class Plan:
         B, T, C, H, L = rows, c.block_size, c.n_embd, c.n_head, c.n_layer
         N = B * T
         weights = B * H * T * T
-        # For their gradients: both norms keep their normalised input (2C), both linear layers after
-        # them what they were given (2C); attention q, k and v (3C) and its output, which is what
-        # the projection was given (C); the wide layer's output (4C) and its activation (4C).
-        block = 16 * C * N
+        # For their gradients: both norms keep their normalised input (2C), attention q, k and v
+        # (3C) and its output, which is what the projection was given (C), the wide layer its
+        # output (4C).
+        block = 10 * C * N
+        if C * N < REMADE_NORM:  # what the linear layers after the norms were given (C each)
+            block += 2 * C * N
+        if 4 * C * N < REMADE_GELU or c.activation != "gelu_tanh":  # its activation (4C)
+            block += 4 * C * N
         blocked = T > SHORT or c.dropout > 0
         if not blocked:
             block += weights + C * N  # all weights; the output is copied for the projection
@@ -71,22 +89,35 @@ class Plan:
         kept = L * block
         if c.checkpointing:  # the input of each block, and one block as it is computed again
             kept = L * C * N + block
-        # The final norm (C), what the head was given (C), the probabilities and their gradient.
-        head = (2 * C + 2 * c.padded_vocab_size) * N
-        # The stream itself and the gradients in the widest part of a block; a thread's scratch.
-        passing = 14 * C * N + (SCRATCH if blocked else 0)
+        V = c.padded_vocab_size
+        if self.config.model == "bigram":  # (C each) the norm, the head's input; (V) p and dlogits
+            head = (2 * C + 2 * V) * N
+        else:
+            # The norm, the head's input and its gradient (C each); the logits of some tokens; the
+            # gradient of the head's weight, which is made with the loss.
+            some = -(-N // max(1, round(N * V / LOGITS)))
+            head = 3 * C * N + V * some + V * C
+        # The stream itself and the gradients in the widest part of a block, and attention's
+        # scratch; when these are free again, AdamW's.
+        passing = max(14 * C * N + (SCRATCH if blocked else 0), min(UPDATE, 4 * self.parameters))
         parts = {f"{L} blocks": kept, "head": head, "in passing": passing}
         return {name: FLOAT * numbers for name, numbers in parts.items()}
 
     def bytes(self, rows: int | None = None) -> int:
         """The whole, with the planned rows or with others."""
         rows = self.config.batch_size if rows is None else rows
-        return sum(self.fixed.values()) + sum(self.activations(rows).values())
+        return sum(self.parts(rows).values())
+
+    def parts(self, rows: int) -> dict[str, int]:
+        return {**self.numbers_of_model(rows), **self.activations(rows)}
 
     def largest_batch(self) -> int:
         """The most rows that fit and divide the step; 0 where not even one does."""
         if self.available is None:
             return self.config.batch_size
+        if total := self.config.total_batch // self.config.block_size:
+            divisors = [rows for rows in range(1, total + 1) if total % rows == 0]
+            return max((rows for rows in divisors if self.bytes(rows) <= self.available), default=0)
         # The first number of rows that does not fit, by doubling and then halving the interval.
         fits, fails = 0, 1
         while self.bytes(fails) <= self.available:
@@ -97,32 +128,42 @@ class Plan:
                 fits = middle
             else:
                 fails = middle
-        total = self.config.total_batch // self.config.block_size
-        rows = min(fits, total) if total else fits
-        while rows and total and total % rows:
-            rows -= 1
-        return rows
+        return fits
 
     def fits(self) -> bool:
         return self.available is None or self.bytes() <= self.available
 
     def lines(self) -> list[str]:
         """The plan as it is printed: a line, or a table where a step is several batches."""
-        of = "" if self.available is None else f" of {size(self.available)} that are free"
         if not self.config.total_batch and self.fits():
-            return [f"memory  about {size(self.bytes())}{of}"]
+            return [f"memory  about {size(self.bytes())}{self.of_what_is_free}"]
+        return self.table()
+
+    @property
+    def of_what_is_free(self) -> str:
+        return "" if self.available is None else f" of {size(self.available)} that are free"
+
+    def table(self) -> list[str]:
         c = self.config
         tokens = c.batch_size * c.block_size
+        batches = f"{c.accumulation} {'batch' if c.accumulation == 1 else 'batches'}"
         rows = [
             f"plan    {c.iterations:,} steps of {c.accumulation * tokens:,} tokens "
-            f"({c.accumulation} batches of {c.batch_size} x {c.block_size}), "
-            f"{c.iterations * c.accumulation * tokens / 1e6:,.1f} million in all"
+            f"({batches} of {c.batch_size} x {c.block_size}), "
+            f"{counted(c.iterations * c.accumulation * tokens)} in all"
         ]
-        parts = {**self.fixed, **self.activations(c.batch_size)}
-        rows += [f"        {name:<16} {size(amount):>9}" for name, amount in parts.items()]
-        rows.append(f"        {'together':<16} {size(self.bytes()):>9}{of}")
+        rows += [
+            f"        {name:<16} {size(amount):>9}"
+            for name, amount in self.parts(c.batch_size).items()
+        ]
+        rows.append(f"        {'together':<16} {size(self.bytes()):>9}{self.of_what_is_free}")
         if self.available is not None:
-            rows.append(f"        the largest --batch-size that fits is {self.largest_batch()}")
+            largest = self.largest_batch()
+            rows.append(
+                f"        the largest --batch-size that fits is {largest}"
+                if largest
+                else "        not even one row of a batch fits"
+            )
         return rows
 
     def check(self) -> None:
@@ -140,7 +181,13 @@ class Plan:
                 f"{needs}; lower --batch-size to {rows}, which takes {size(self.bytes(rows))}"
                 f"{same}, or go on with --ignore-memory"
             )
-        if sum(self.fixed.values()) < self.available:
+        fixed = self.numbers_of_model(self.config.batch_size)
+        if sums := fixed.get("sums of batches"):
+            raise UserError(
+                f"{needs}, of which the sums of a step's batches take {size(sums)}; --no-ordered "
+                "does without them, --ignore-memory goes on"
+            )
+        if sum(fixed.values()) < self.available:
             flags = (
                 "--block-size" if self.sizes.checkpointing else "--block-size, or --checkpointing"
             )
@@ -149,9 +196,18 @@ class Plan:
                 f"model; lower {flags} keeps less, --ignore-memory goes on"
             )
         raise UserError(
-            f"{needs}, and the model alone takes {size(sum(self.fixed.values()))} with its "
+            f"{needs}, and the model alone takes {size(sum(fixed.values()))} with its "
             "gradients and moments; lower --n-layer or --n-embd, or go on with --ignore-memory"
         )
+
+
+def sums_of_gradients(batches: int) -> int:
+    """How many sums of gradients wait for others when a step's batches are added as a binary tree.
+
+    As many as a number below `batches` has binary ones: sums of 1, 2, 4, … batches
+    (tinytensor/distributed/parallel.py).
+    """
+    return max(number.bit_count() for number in range(batches))
 
 
 def plan_for(config: TrainConfig, vocab_size: int, where: tt.device = CPU) -> Plan:
@@ -162,8 +218,10 @@ def plan_for(config: TrainConfig, vocab_size: int, where: tt.device = CPU) -> Pl
     """
     sizes = model_config(config, vocab_size)
     if where.type == "cuda":
-        return Plan(config, sizes, devices.free_memory(where), "the GPU")
-    return Plan(config, sizes, available_memory())
+        return Plan(
+            config, sizes, devices.free_memory(where), "the GPU", ranks=dist.get_world_size()
+        )
+    return Plan(config, sizes, available_memory(), ranks=dist.get_world_size())
 
 
 # ---- The machine ----
@@ -201,6 +259,10 @@ def control_group_memory(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return None
+
+
+def counted(tokens: int) -> str:
+    return f"{tokens:,}" if tokens < 1e6 else f"{tokens / 1e6:,.1f} million"
 
 
 def size(amount: int) -> str:

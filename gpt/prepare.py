@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from gpt import UserError
 from gpt.bpe import BytePairTokenizer
-from gpt.config import at_least, require, with_help
 from gpt.documents import Fields, Section, Source, find_sources
+from gpt.fields import at_least, plural, require, with_help
 from gpt.shard_files import Tokens, read_index, token_dtype
 from gpt.shard_writer import TOKENS_PER_SHARD, ShardWriter
 from gpt.tokenizer import CharTokenizer, Tokenizer
@@ -275,10 +275,6 @@ def available_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def plural(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 # ---- Progress, on stderr and only on a terminal (disable=None) ----

@@ -16,9 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gpt.config import TrainConfig
+from gpt.config import SCRATCH, TrainConfig
 from gpt.corpus import Corpus
 from gpt.data import Entropies
+from gpt.fields import plural
 from tinytensor.distributed import get_rank
 
 
@@ -47,7 +48,9 @@ def introduce(corpus: Corpus, parameters: int, config: TrainConfig) -> None:
     say(f"text    {corpus.describe()}")
     say(
         f"model   {config.model}: {parameters:,} parameters, context {config.block_size}, "
-        f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}"
+        f"{plural(config.n_layer, 'layer')}, {plural(config.n_head, 'head')}, width "
+        f"{config.n_embd}"
+        f"{'' if config.init_from == SCRATCH else f', from the weights of {config.init_from}'}"
     )
     say(
         f"losses  {known.uniform:.3f} guesses (uniform, ln {V}); {known.unigram:.3f} knows what is "
@@ -59,7 +62,8 @@ def evaluation_line(
     step: int, losses: dict[str, float], known: Entropies, clock: Clock, config: TrainConfig
 ) -> str:
     minutes, seconds = divmod(round(clock.seconds()), 60)
-    meaning = known.meaning(losses["validation_loss"]) if step else "untrained"
+    untrained = step == 0 and config.init_from == SCRATCH
+    meaning = "untrained" if untrained else known.meaning(losses["validation_loss"])
     return (
         f"step {step:>{len(f'{config.iterations:,}')},}  train {losses['train_loss']:.4f}  "
         f"validation {losses['validation_loss']:.4f}  {minutes}:{seconds:02d}  "

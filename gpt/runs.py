@@ -29,6 +29,7 @@ from gpt import UserError
 from gpt.config import CHANGEABLE, TrainConfig, from_json, to_json
 from gpt.corpus import Batches
 from gpt.files import (
+    check_regular,
     checksums,
     flush_file,
     flush_folder,
@@ -73,8 +74,14 @@ def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
 
 def fingerprint(config: TrainConfig) -> str:
     """A hash of all that a resumed run may not change, its place left out."""
-    values = dataclasses.asdict(config)
-    return digest({key: values[key] for key in values.keys() - CHANGEABLE - {"name", "folder"}})
+    left_out = {*CHANGEABLE, "name", "folder"}
+    chosen = {
+        field.name: value
+        for field in dataclasses.fields(config)
+        # Not what is at its default: a field that a later version has more changes no old hash.
+        if field.name not in left_out and (value := getattr(config, field.name)) != field.default
+    }
+    return digest(chosen)
 
 
 def build_model(config: TrainConfig, vocab_size: int) -> LanguageModel:
@@ -212,7 +219,7 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """All checkpoints, the latest last."""
         found = [path for path in self.path.glob("checkpoint-*") if path.name[11:].isdecimal()]
-        return sorted(found, key=lambda path: int(path.name[11:]))
+        return sorted(found, key=step_of)
 
     def way_on(self) -> str:
         """What is left after a failure, as the end of a sentence."""
@@ -280,13 +287,36 @@ class RunFolder:
 
     def best_evaluation(self) -> tuple[int, float]:
         """The step with the lowest validation loss so far, and the loss; 0 and inf before any."""
-        losses = [
-            (record["validation_loss"], record["step"])
-            for record in self.records("evaluation")
-            if record["step"]
-        ]
+        losses = [(loss, step) for step, loss in self.validation_losses().items() if step]
         loss, step = min(losses, default=(math.inf, 0))
         return step, loss
+
+    def validation_losses(self) -> dict[int, float]:
+        """By step, of the evaluations that were finite."""
+        found = [(r["step"], r.get("validation_loss")) for r in self.records("evaluation")]
+        return {step: loss for step, loss in found if type(loss) is float and math.isfinite(loss)}
+
+    def find_checkpoint(self, which: str) -> Path:
+        """`best`, `last`, or the checkpoint with this path or, in this run, with this name.
+
+        The best of those that are kept has the lowest validation loss; where none was evaluated at
+        its step, it is the last. Raises UserError where there is no such checkpoint.
+        """
+        last = self.last_checkpoint()
+        if which == "last":
+            return last
+        whole = self.checkpoints()
+        if which == "best":
+            losses = self.validation_losses() if len(whole) > 1 else {}
+            scored = [place for place in whole if step_of(place) in losses]
+            return min(scored, key=lambda place: losses[step_of(place)], default=last)
+        for place in (Path(which), self.path / which):
+            if which and (place / "state.json").exists():
+                return place
+        raise UserError(
+            f"--checkpoint {which}: there is no such checkpoint; {self} has "
+            f"{', '.join(place.name for place in whole)} (best and last choose among them)"
+        )
 
     def last_checkpoint(self) -> Path:
         """The latest checkpoint, which something needs. Raises UserError where there is none."""
@@ -295,9 +325,9 @@ class RunFolder:
             raise UserError(f"{self} has no checkpoint yet; `{self.resume_command}` trains it")
         return place
 
-    def load_state(self, *needed: str) -> Record:
-        """state.json of the latest checkpoint, the needed files checked against their hashes."""
-        place = self.last_checkpoint()
+    def load_state(self, *needed: str, place: Path | None = None) -> Record:
+        """state.json of a checkpoint (the latest), the needed files checked by their hashes."""
+        place = place or self.last_checkpoint()
         path = place / "state.json"
         try:
             state = parse_json(read(path), str(path))
@@ -325,9 +355,9 @@ class RunFolder:
             )
         return state
 
-    def load_model(self, model: LanguageModel) -> None:
-        """Fills `model` with the latest checkpoint's weights; call `load_state` first."""
-        place = self.last_checkpoint()
+    def load_model(self, model: LanguageModel, place: Path | None = None) -> None:
+        """Fills `model` with a checkpoint's weights (the latest's); call `load_state` first."""
+        place = place or self.last_checkpoint()
         try:
             model.load_state_dict(tt.load_file(place / MODEL))
         except (ValueError, RuntimeError) as error:
@@ -348,13 +378,21 @@ class RunFolder:
         self.cut_log(state["step"])
 
 
-def load_run(path: str) -> tuple[LanguageModel, Tokenizer]:
-    """The trained model of a run folder, in evaluation mode, and its tokenizer."""
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[11:])
+
+
+def load_run(path: str, checkpoint: str = "best") -> tuple[LanguageModel, Tokenizer]:
+    """The trained model of a run folder, in evaluation mode, and its tokenizer.
+
+    `checkpoint` is what `RunFolder.find_checkpoint` takes.
+    """
     run = RunFolder.open(path)
     config, tokenizer = run.config(), run.tokenizer()
-    run.load_state(MODEL)  # the optimizer's state is not needed to write text
+    place = run.find_checkpoint(checkpoint)
+    run.load_state(MODEL, place=place)  # the optimizer's state is not needed to write text
     model = build_model(config, tokenizer.vocab_size)
-    run.load_model(model)
+    run.load_model(model, place)
     model.eval()
     return model, tokenizer
 
@@ -363,12 +401,17 @@ def read_log(path: Path) -> list[Record]:
     """The records of a log; a last line that a kill cut short is left out."""
     if not path.exists():
         return []
+    try:
+        check_regular(path)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path.as_posix()} cannot be read: {error.strerror}") from None
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
-        if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+        if isinstance(record, dict) and "kind" in record and type(record.get("step")) is int:
             records.append(record)
     return records

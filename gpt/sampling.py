@@ -1,8 +1,8 @@
 """Which token comes next: from scores to a distribution, and from the distribution to a token.
 
-The model's scores arrive as an array of the vocabulary's length, wherever they were computed, and
-all that follows is float64 on the CPU: one seed draws the same tokens everywhere. This file knows
-numbers only, no models and no text.
+The model's scores are of the vocabulary's length, and all that follows is float64 on the CPU. On a
+GPU one kernel does the same for the plain options, and only the tokens come back: one seed draws
+the same tokens everywhere. This file knows numbers only, no models and no text.
 
 V is the size of the vocabulary.
 """
@@ -31,9 +31,10 @@ class Sampling:
     In this order: `repetition_penalty` r divides the positive scores of tokens that the text
     already has by r and multiplies the negative ones by it (N. Keskar et al., 2019: CTRL, section
     4.1); `temperature` divides all scores, and 0 takes the likeliest token; `top_k` keeps that many
-    of the likeliest (0 keeps all); `top_p` keeps the fewest likeliest that hold this share of what
-    is left (A. Holtzman et al., 2020); `min_p` drops what is less likely than this share of the
-    likeliest. The likeliest is always kept. Raises ValueError for a value that means nothing.
+    of the likeliest (0 keeps all; of equal ones those with lower numbers); `top_p` keeps the fewest
+    likeliest that hold this share of what is left (A. Holtzman et al., 2020); `min_p` drops what is
+    less likely than this share of the likeliest. The likeliest is always kept. Raises ValueError
+    for a value that means nothing.
     """
 
     temperature: float = 1.0
@@ -79,7 +80,7 @@ class Sampling:
         V = len(p)
         # By the scores, which may differ where the probabilities are equal to the last digit.
         if 0 < self.top_k < V:
-            p = only(p, np.argpartition(scores, V - self.top_k)[V - self.top_k :])
+            p = only(p, likeliest(scores, self.top_k))
         if self.top_p < 1:
             p = only(p, nucleus(p, scores, self.top_p * p.sum()))
         if self.min_p > 0:
@@ -109,6 +110,31 @@ class Sampling:
         # u · total may round up to the total, which no cumulated probability exceeds.
         level = min(u * cumulated[-1], np.nextafter(cumulated[-1], 0))
         return int(np.searchsorted(cumulated, level, side="right"))
+
+    def draw_all(
+        self,
+        logits: tt.Tensor,
+        texts: Sequence[Sequence[int]],
+        generators: Sequence[tt.Generator | None],
+    ) -> list[int]:
+        """A token for each row of `logits` (B, V), given its text and drawn by its generator."""
+        plain = self.top_p == 1 and self.min_p == 0 and self.repetition_penalty == 1
+        if logits.device.type == "cpu" or not plain:
+            rows = zip(logits.cpu().numpy(), texts, generators, strict=True)
+            return [self.draw(row, seen, generator) for row, seen, generator in rows]
+        tokens: list[int] = tt.sample_logits(
+            logits, self.temperature, self.top_k, generator=generators
+        ).tolist()
+        if -1 in tokens:
+            raise ValueError("generate: the model's largest score is not finite; nothing to choose")
+        return tokens
+
+
+def likeliest(scores: Numbers, count: int) -> Numbers:
+    """The tokens with the `count` largest scores; of equal ones those with lower numbers."""
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    above = np.flatnonzero(scores > least)
+    return np.concatenate([above, np.flatnonzero(scores == least)[: count - len(above)]])
 
 
 def only(p: Numbers, kept: Numbers) -> Numbers:

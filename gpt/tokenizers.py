@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import regex
 
@@ -58,7 +58,42 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
     content = read_json(path)
     if isinstance(content, dict) and content.get("kind") == CharTokenizer.kind:
         return CharTokenizer.load(path)
+    if isinstance(content, dict) and "model" in content:
+        return read_characters(content, path)
     return fast(BytePairTokenizer.load(path))
+
+
+# ---- Characters, in the terms of Hugging Face's library `tokenizers` ----
+
+
+def describe_characters(tokenizer: CharTokenizer) -> dict[str, Any]:
+    """The content of its tokenizer.json: each character is a word of its own."""
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": r"[\s\S]"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": tokenizer.number, "unk_token": ""},
+    }
+
+
+def read_characters(content: dict[str, Any], path: Path) -> CharTokenizer:
+    """The tokenizer that `describe_characters` described. Raises UserError for any other."""
+    model = content["model"]
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, dict) and all(len(character) == 1 for character in vocab):
+        tokenizer = CharTokenizer("".join(vocab))
+        if describe_characters(tokenizer) == content:
+            return tokenizer
+    raise UserError(
+        f"{path} is a tokenizer of the library `tokenizers`; of those, folders with merges.txt and "
+        "vocab.json are read, and the characters that `python -m gpt export` writes"
+    )
 
 
 # ---- tiktoken ----

@@ -19,15 +19,18 @@ import numpy as np
 import tinytensor as tt
 import tinytensor.distributed as dist
 from gpt import UserError, devices, ranks
-from gpt.checks import all_checks, check_before_training, close
-from gpt.config import CHANGEABLE, TrainConfig, flag
+from gpt.captured import CapturedGradients
+from gpt.checks import check_before_training, close
+from gpt.config import CHANGEABLE, TrainConfig
 from gpt.corpus import Batch, Batches, Corpus, load_corpus
 from gpt.data import random_stream, stream_seed
 from gpt.diagnosis import all_finite, damaged_parameter, explain
+from gpt.fields import flag
 from gpt.generate import encode_prompt, generate
 from gpt.model import LanguageModel, parameter_groups
 from gpt.plan import flops_per_token, peak_of, plan_for
 from gpt.plot import plot_losses
+from gpt.pretrained import check_start, starting_model
 from gpt.progress import Clock, StopRequest, evaluation_line, introduce, progress_bar, say
 from gpt.runs import MODEL, OPTIMIZER, RunFolder, build_model
 from gpt.streaming import TextStream
@@ -67,17 +70,24 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
     tokenizer, known = corpus.tokenizer, corpus.known
     # Encoded now: that it cannot be should not come out after the training.
     prompt = encode_prompt(tokenizer, config.sample_prompt, "--sample-prompt")
+    if saved is None:
+        check_start(config, tokenizer.vocab_size)
     plan = plan_for(config, tokenizer.vocab_size, where)
     plan.check()
     if config.total_batch:  # what takes long or much is said before anything is allocated
         say("\n".join(plan.lines()))
 
     tt.manual_seed(config.seed)
-    model = build_model(config, tokenizer.vocab_size).to(where)
-    optimizer = build_optimizer(config, model)
+    start = starting_model if saved is None else build_model
+    model = start(config, tokenizer.vocab_size).to(where)
+    optimizer: tt.optim.Optimizer = build_optimizer(config, model)
     batches = corpus.training_batches()
     if saved is None and config.checks:
         check_before_training(model, optimizer, corpus, config)
+
+    parallel = parallelized(model, config)
+    if config.zero:
+        optimizer = ranks.divided(optimizer, parallel)
 
     config = dataclasses.replace(config, data=corpus.source)
     step, seconds_before = 0, 0.0
@@ -98,10 +108,7 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
 
     facts_of_run = {"step": step, **dataclasses.asdict(config)}
     dist.check_agreement(model.parameters(), facts_of_run, code=("tinytensor", "gpt"))
-    # A batch's gradient counts by its share of all targets, so that the ranks' are added up.
-    parallel = dist.DistributedDataParallel(
-        model, config.bucket_mb, average=False, check_every=config.compare_every
-    )
+    captured = CapturedGradients(model, config, place.world_size) if config.capture else None
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     introduce(corpus, parameters, config)
@@ -127,8 +134,8 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
             step += 1
             before = batches.state_dict()
             step_batches = [batches.next_batch() for _ in range(config.accumulation)]  # (B, T) each
-            parts = accumulate(parallel, optimizer, step_batches, config, step)
-            norm = tt.nn.utils.clip_grad_norm_(model.parameters(), config.clip or NO_CLIP)
+            parts = accumulate(parallel, optimizer, step_batches, config, step, captured)
+            norm = ranks.clip_grad_norm(model, optimizer, config.clip or NO_CLIP)
             # The one place where a step waits for its device: numbers that are not finite must not
             # reach the parameters, so they are looked at before the optimizer moves.
             *losses_of_parts, length = devices.read([*parts, norm])
@@ -194,12 +201,29 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
 # ---- A step's gradients ----
 
 
+def parallelized(model: LanguageModel, config: TrainConfig) -> dist.DistributedDataParallel:
+    """The model on this rank among others, whose gradients are added up.
+
+    Not averaged: a batch's gradient counts by its share of all targets. The parameters are not sent
+    either: every rank has them from the seed or from a file, and `train` compares them.
+    """
+    return dist.DistributedDataParallel(
+        model,
+        config.bucket_mb,
+        init_sync=False,
+        ordered=config.ordered,
+        average=False,
+        check_every=config.compare_every,
+    )
+
+
 def accumulate(
     model: Any,
     optimizer: tt.optim.Optimizer,
     batches: list[Batch],
     config: TrainConfig,
     step: int,
+    captured: CapturedGradients | None = None,
 ) -> list[tt.Tensor]:
     """What this rank's batches add to the mean loss over the targets of all batches, one by one.
 
@@ -210,7 +234,7 @@ def accumulate(
     sum is the gradient of one large batch. (Adding the means up, or dividing by the number of
     batches where some have targets to ignore, gives another one.)
     """
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=captured is None)
     where = devices.device_of(model)
     parts = []
     own = ranks.share_of(list(zip(batches, shares(batches), strict=True)))
@@ -218,6 +242,9 @@ def accumulate(
         if config.dropout:  # masks that depend on the batch alone, not on who computes it when
             place = (step - 1) * len(batches) + number
             tt.manual_seed(stream_seed(config.seed, f"dropout {place}"))
+        if captured is not None:
+            parts.append(captured(batch, share))
+            continue
         with devices.precision(config.precision, where):
             loss = devices.loss_on(model, batch)
         more = number != own[-1][0] and isinstance(model, dist.DistributedDataParallel)
@@ -277,6 +304,7 @@ def save(
     clock: Clock,
     config: TrainConfig,
 ) -> None:
+    ranks.bring_together(optimizer)
     run.save_checkpoint(
         step,
         model,
@@ -384,28 +412,10 @@ def finish(
         f"validation loss {loss:.3f} ({known.meaning(loss)}), where uniform is "
         f"{known.uniform:.3f}, unigram {known.unigram:.3f} and bigram {known.bigram:.3f}"
     )
-    print(f"{run} holds loss.png, sample.txt, log.jsonl, config.json and the checkpoint")
+    kept = " and ".join(place.name for place in run.checkpoints())
+    print(f"{run} holds loss.png, sample.txt, log.jsonl, config.json, {kept}")
     example = example_prompt(tokenizer)
     print(f"more text:  python -m gpt generate --run {shlex.quote(str(run))} --prompt '{example}'")
-
-
-# ---- Looking first ----
-
-
-def check(config: TrainConfig) -> bool:
-    """Runs every check of `gpt/checks.py` on what `train` would begin, and prints their words."""
-    where = devices.choose(config.device)
-    corpus = load_corpus(config)
-    plan_for(config, corpus.vocab_size, where).check()
-    tt.manual_seed(config.seed)
-    model = build_model(config, corpus.vocab_size).to(where)
-    optimizer = build_optimizer(config, model)
-    faults = 0
-    for statement, look in all_checks(model, optimizer, corpus, config):
-        fault = look()
-        say(f"fault   {fault}" if fault else f"ok      {statement}")
-        faults += bool(fault)
-    return not faults
 
 
 # ---- Resuming ----

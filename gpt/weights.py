@@ -81,19 +81,29 @@ def load_gpt2(path_or_name: str | Path, **changes: Any) -> GPT:
 
 def load_pretrained(path_or_name: str | Path, **changes: Any) -> tuple[GPT, Tokenizer]:
     """`load_gpt2` and the tokenizer beside it, or GPT-2's own where none lies there."""
+    model = load_gpt2(path_or_name, **changes)
+    return model, pretrained_tokenizer(path_or_name)
+
+
+def pretrained_tokenizer(path_or_name: str | Path) -> Tokenizer:
+    """The tokenizer in a folder of weights, or GPT-2's own where none lies there.
+
+    Raises UserError where it has another number of tokens than the config.json beside it.
+    """
     from gpt.tokenizers import load_tokenizer
 
     folder, _ = find_weights(path_or_name)
-    model = load_gpt2(path_or_name, **changes)
     names = [name for name in TOKENIZER if (folder / name).exists()]
     verify(folder, names)
     tokenizer = load_tokenizer(folder if names else "gpt2")
-    if tokenizer.vocab_size != model.config.vocab_size:
+    config = read_config(folder / CONFIG, {"dropout": 0.0})
+    if tokenizer.vocab_size != config.vocab_size:
+        own = "its tokenizer" if names else "it has no tokenizer, and GPT-2's"
         raise UserError(
-            f"{folder} has weights for {model.config.vocab_size:,} tokens, but its tokenizer has "
+            f"{folder} has weights for {config.vocab_size:,} tokens, but {own} has "
             f"{tokenizer.vocab_size:,}"
         )
-    return model, tokenizer
+    return tokenizer
 
 
 # ---- Finding the files ----
@@ -117,7 +127,11 @@ def find_weights(path_or_name: str | Path) -> tuple[Path, Path]:
             "any program; get model.safetensors instead, or convert it with `transformers`"
         )
     if path.is_dir():
-        raise UserError(f"{path} has no weights: neither {WEIGHTS} nor {INDEX}")
+        run = (path / "tokenizer.json").exists() and any(path.glob("checkpoint-*"))
+        way = (
+            f"; it is a run, and `python -m gpt export --run {path} --out FOLDER` makes such a one"
+        )
+        raise UserError(f"{path} has no weights: neither {WEIGHTS} nor {INDEX}{way if run else ''}")
     name = str(path_or_name).removeprefix("openai-community/")
     if name in GPT2:
         raise UserError(

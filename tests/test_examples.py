@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -115,3 +116,21 @@ def test_both_libraries_end_at_the_same_loss():
     last = run_example("compare_bigram.py", *quick, "--data", "python").splitlines()[-1]
     found = re.fullmatch(r"validation losses differ by at most (\d\.\d+) over 2 seeds", last)
     assert found and float(found[1]) < 0.001
+
+
+@pytest.mark.compiler
+def test_the_recipe_for_a_gpu_runs_in_the_simulator(tmp_path: Path):
+    quick = ["--device", "cuda-sim", "--tiny", "--iterations", "4", "--steps", "3"]
+    places = ["--data", "python", "--out", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, str(EXAMPLES / "shakespeare_gpu.py"), *quick, *places]
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    last = rf"furthest apart ({NUMBER}) in 3 steps, best validation loss ({NUMBER}), \d+ seconds"
+    found = re.fullmatch(last, done.stdout.splitlines()[-1])
+    assert found and float(found[1]) < 1e-4
+    measured = json.loads((tmp_path / "measured.json").read_text())
+    assert measured["apart"] < 1e-4
+    assert len(measured["first"]["cpu"]) == len(measured["first"]["cuda-sim"]) == 3
+    assert measured["best"] == min(loss for _, loss in measured["validation_losses"])
+    assert measured["config"]["capture"] and measured["config"]["precision"] == "bfloat16"

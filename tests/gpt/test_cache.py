@@ -147,7 +147,7 @@ def steps(contexts, count, drop=()):
     script = tokens(4, count, len(contexts.texts)).tolist()
     for step in range(count):
         logits = contexts.next_logits()
-        seen.append(np.stack(logits))
+        seen.append(logits.numpy())
         contexts.append(script[step][: len(logits)])
         if step in drop:
             contexts.keep([row for row in range(len(logits)) if row != drop[step]])
@@ -229,6 +229,6 @@ def test_a_planted_fault_would_be_seen(model):
     prompts = [tokens(1, 3).tolist(), tokens(2, 7).tolist()]
     contexts = contexts_of(model, prompts, 1, 1)
     contexts.cache.column_of_starts = lambda: tt.zeros(2, 1, 1, 1, dtype=tt.long)
-    wrong = contexts.next_logits()[0]
-    right = contexts_of(model, prompts, 1, 1, cached=False).next_logits()[0]
+    wrong = contexts.next_logits()[0].numpy()
+    right = contexts_of(model, prompts, 1, 1, cached=False).next_logits()[0].numpy()
     assert np.abs(wrong - right).max() > 0.01

@@ -196,7 +196,7 @@ def test_unknown_and_ill_typed_flags_are_refused_with_the_nearest(folder, capsys
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("", "no command is given; the commands are train and generate"),
+        ("", "no command is given; the commands are train, generate, check"),
         ("trian", "there is no command 'trian' (nearest: train)"),
         ("train --data empty.txt", "empty.txt is empty"),
         ("train --data short.txt", "short.txt has 100 tokens, too few for a context of 64"),

@@ -8,7 +8,8 @@ import json
 import pytest
 
 from gpt import UserError
-from gpt.config import CHANGEABLE, PRESETS, GenerateConfig, TrainConfig, from_json, to_json
+from gpt.config import CHANGEABLE, GenerateConfig, TrainConfig, from_json, to_json
+from gpt.presets import PRESETS
 
 
 def test_char_is_the_default_and_nanogpts_recipe_for_a_cpu():

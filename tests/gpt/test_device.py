@@ -18,14 +18,18 @@ import pytest
 import tinytensor as tt
 import tinytensor.distributed as dist
 from gpt import UserError, devices, plan, ranks, runs, train
+from gpt.captured import CapturedGradients
 from gpt.checks import overfits
 from gpt.cli import main
-from gpt.config import PRESETS, GenerateConfig, TrainConfig
+from gpt.config import GenerateConfig, TrainConfig
 from gpt.corpus import load_corpus
 from gpt.data import load_text
 from gpt.evaluate import EvaluateConfig
 from gpt.generate import generate, write_in_order
+from gpt.hellaswag import Example, ending_nats, score_examples
+from gpt.presets import PRESETS
 from gpt.runs import RunFolder
+from gpt.tokenizer import CharTokenizer
 from tinytensor import backend
 from tinytensor.cuda.device import host_copies
 
@@ -211,6 +215,23 @@ def test_the_same_score_and_the_same_checks(config, capsys):
     assert faults[0] == faults[1] != ""
 
 
+@simulated
+def test_hellaswag_gives_the_same_answers(config, capsys):
+    """Endings of different lengths, read behind one cached context."""
+    tokenizer = CharTokenizer("abcde ")
+    examples = [Example("abca", ("ba", "dec", "e"), 1), Example("d", ("cb", "aa"), 0)]
+    small = dataclasses.replace(config, block_size=16)
+    scores = []
+    for device in ("cpu", SIM):
+        model = model_of(small, device, tokenizer.vocab_size)
+        context, endings = tokenizer.encode("abca"), [[1, 2, 3], [4]]
+        scores.append(ending_nats(model, context, endings))
+        accuracy = score_examples(model, tokenizer, examples)
+        assert accuracy.examples == 2 and str(devices.device_of(model)) == device
+    for here, there in zip(*scores, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-5)
+
+
 # ---- Choosing ----
 
 
@@ -248,12 +269,6 @@ def test_a_device_that_is_none_is_refused(name):
     ):
         with pytest.raises(UserError, match=r"^--device '.*' is unknown; it is auto, cpu, cuda, "):
             make()
-
-
-def test_hellaswag_stays_on_the_cpu():
-    EvaluateConfig(run="x", hellaswag="y")
-    with pytest.raises(UserError, match="--device cuda does not score HellaSwag yet"):
-        EvaluateConfig(run="x", hellaswag="y", device="cuda")
 
 
 def test_each_rank_computes_on_its_own_device(config, monkeypatch):
@@ -332,3 +347,44 @@ def test_the_published_recipe_for_a_gpu():
     parameters = runs.model_config(preset, 65).parameter_count()
     # Published as 10.65 million, without the table of positions and rounded.
     assert parameters - 256 * 384 == pytest.approx(10.65e6, abs=1e4)
+
+
+# ---- Captured ----
+
+
+@simulated
+@pytest.mark.parametrize("changes", [{}, {"precision": "bfloat16", "checkpointing": True}])
+@pytest.mark.parametrize("total_batch", [16, 32])
+def test_a_captured_run_is_the_plain_one(config, changes, total_batch):
+    changes = {**changes, "device": SIM, "total_batch": total_batch, "eval_every": 3}
+    runs_of = [trained(config, capture=capture, **changes) for capture in (False, True)]
+    for kind, names in (
+        ("train", ["loss", "gradient_norm", "learning_rate"]),
+        ("evaluation", ["train_loss", "validation_loss"]),
+    ):
+        plain, captured = (numbers(run, *names, kind=kind) for run in runs_of)
+        assert plain == captured
+        assert plain[0] != plain[-1]
+    states = [json.loads((run.checkpoint() / "state.json").read_text()) for run in runs_of]
+    assert states[0]["random"] == states[1]["random"]
+
+
+@simulated
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_a_captured_run_diverges_in_the_same_words(config):
+    with pytest.raises(UserError, match="the training has diverged; looked at on the CPU, the fir"):
+        trained(config, device=SIM, learning_rate=1e38, warmup=0, capture=True)
+
+
+def test_what_cannot_be_captured_is_refused_in_a_sentence(config, monkeypatch):
+    with pytest.raises(UserError, match="--capture is for GPUs, and this run computes on the CPU"):
+        trained(config, capture=True)
+    model = model_of(config, SIM)
+    with pytest.raises(UserError, match="--capture is for one process"):
+        CapturedGradients(model, config, ranks=2)
+    gradients = CapturedGradients(model, config)
+    monkeypatch.setattr(devices, "loss_on", lambda model, batch: batch[0].sum().item())
+    batch = tt.zeros(1, 8).long(), tt.zeros(1, 8).long()
+    gradients.replay.calls = gradients.replay.warmup  # as after two batches
+    with pytest.raises(UserError, match=r"^--capture: graph: .*cannot be captured.* without --cap"):
+        gradients(batch, 1.0)

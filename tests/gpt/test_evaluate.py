@@ -30,7 +30,10 @@ from gpt.evaluate import (
 from gpt.export import save_pretrained
 from gpt.hellaswag import Example, ending_nats, read_examples, score_examples
 from gpt.model import GPT, BigramLanguageModel, GPTConfig, LanguageModel
+from gpt.shard_files import find_shards
+from gpt.shard_writer import write_shards
 from gpt.tokenizer import CharTokenizer
+from gpt.weights import load_pretrained
 
 ENDINGS = Path(__file__).with_name("endings.jsonl")
 BYTES = BytePairTokenizer([])  # a token a byte, and the end of a text
@@ -317,6 +320,42 @@ def test_evaluate_on_a_text(weights, tmp_path, capsys):
     # Weights as they start know nothing: ln V a token, to a few hundredths.
     assert numbers["loss"] == pytest.approx(math.log(300), abs=0.1)
     assert numbers["perplexity"] == pytest.approx(math.exp(numbers["loss"]))
+
+
+def test_evaluate_on_shards(weights, tmp_path, monkeypatch, capsys):
+    """Each token after a shard's first is scored once; shards share the token between them."""
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = load_pretrained(weights)
+    texts = [f"The dog {word} and waits. " * 9 for word in ("barks", "sees a cat", "runs")]
+    documents = [[tokenizer.end_of_text, *tokenizer.encode(text)] for text in texts]
+    write_shards(map(np.array, documents), Path("shards"), tokenizer, 100, validation=0.5)
+    rows = {split: find_shards("shards", split) for split in ("train", "validation")}
+    for split, shards in rows.items():
+        asked = ["--data", "shards", "--split", split, "--json", "out.json", "--stride", "64"]
+        assert run("evaluate", "--weights", weights, *asked) == 0
+        found = json.loads(Path("out.json").read_text())
+        nats = [score_tokens(model, np.array(shard.open()), 64) for shard in shards]
+        assert found["tokens"] == sum(count for _, count in nats)
+        assert found["loss"] * found["tokens"] == pytest.approx(sum(n for n, _ in nats))
+    tokens = sum(map(len, documents))
+    assert sum(len(s.open()) - 1 for shards in rows.values() for s in shards) >= tokens - 2
+    capsys.readouterr()
+
+    for damage, words in (
+        (lambda: None, "shards have the splits train and validation"),
+        (lambda: truncate(rows["validation"][0].path), f"{rows['validation'][0].path}"),
+        (lambda: CharTokenizer("ab").save(Path("shards/tokenizer.json")), "another tokenizer than"),
+    ):
+        damage()
+        split = "whole" if "splits" in words else "validation"
+        assert run("evaluate", "--weights", weights, "--data", "shards", "--split", split) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ") and words in captured.err
+        assert captured.err.count("\n") == 1
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-2])
 
 
 def test_evaluate_on_hellaswag(weights, tmp_path, capsys):

@@ -58,6 +58,15 @@ def test_it_slides_past_the_context():
     assert model.seen == [[7], [7, 8], [7, 8, 9], [7, 8, 9, 0], [8, 9, 0, 1], [9, 0, 1, 2]]
 
 
+def test_sliding_by_one_token_is_the_models_own_loop(model):
+    idx = tt.tensor([[1, 2, 3]])
+    expected = model.generate(idx, 30, generator=tt.Generator(3))[0, 3:].tolist()
+    found = generate(model, [1, 2, 3], 30, generator=tt.Generator(3), slide=1)
+    assert list(found) == expected
+    quarters = generate(model, [1, 2, 3], 30, generator=tt.Generator(3))
+    assert list(quarters)[:3] == expected[:3]  # as long as the context is not full
+
+
 def test_it_leaves_no_switch_turned():
     model = Recorder()
     stream = generate(model, [1], 3)

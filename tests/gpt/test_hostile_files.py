@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import io
 import json
 import os
 import pickle
@@ -44,7 +45,7 @@ import tinytensor as tt
 from gpt import UserError, cli
 from gpt.bpe import BytePairTokenizer
 from gpt.config import TrainConfig
-from gpt.documents import decoded, json_lines
+from gpt.documents import decoded, json_lines, parquet_rows
 from gpt.export import save_pretrained
 from gpt.hellaswag import Example, read_examples
 from gpt.model import GPT, GPTConfig
@@ -52,7 +53,7 @@ from gpt.runs import MODEL, OPTIMIZER, RunFolder, load_run
 from gpt.shard_files import find_shards
 from gpt.shard_writer import ShardWriter, write_shards
 from gpt.tokenizer import CharTokenizer
-from gpt.tokenizers import load_tokenizer, vocabulary, write_gpt2_files
+from gpt.tokenizers import describe_characters, load_tokenizer, vocabulary, write_gpt2_files
 from gpt.weights import TRANSPOSED, load_gpt2, load_pretrained
 from tests.gpt import gpt2_files
 
@@ -309,6 +310,24 @@ def make_packed_lines(folder: Path) -> None:
     (folder / "x.jsonl.gz").write_bytes(gzip.compress(content, mtime=0))
 
 
+def make_parquet(folder: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = {"id": list(range(40)), "text": [f"text {i} é {WORDS}" for i in range(40)]}
+    pyarrow.parquet.write_table(
+        pyarrow.table(rows), folder / "x.parquet", row_group_size=15, write_page_checksum=True
+    )
+
+
+def parse_parquet(path: Path) -> list[str]:
+    """The whole table at once; pages have checksums, what the footer says of them has none."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(io.BytesIO(path.read_bytes()), columns=["text"])
+    return [text for text in table.column(0).to_pylist() if text]
+
+
 def make_examples(folder: Path) -> None:
     endings = [" are low.", " is lower.", " was the lowest, naïvely.", " be newest."]
     lines = [
@@ -403,6 +422,11 @@ LOADERS = {
         lambda folder: [section.text for section in json_lines(folder / "x.jsonl.gz", "text")],
         lambda folder: parse_json_lines(unpack((folder / "x.jsonl.gz").read_bytes())),
     ),
+    "parquet": Loader(
+        make_parquet,
+        lambda folder: [section.text for section in parquet_rows(folder / "x.parquet", "text")],
+        lambda folder: parse_parquet(folder / "x.parquet"),
+    ),
     "HellaSwag": Loader(
         make_examples,
         lambda folder: read_examples(folder / "x.jsonl"),
@@ -417,6 +441,13 @@ LOADERS = {
     "characters": Loader(
         lambda folder: CharTokenizer.of(WORDS).save(folder / "tokenizer.json"),
         lambda folder: load_tokenizer(folder).to_json(),
+    ),
+    "characters of a library": Loader(
+        lambda folder: (folder / "tokenizer.json").write_text(
+            json.dumps(describe_characters(CharTokenizer.of(WORDS)))
+        ),
+        lambda folder: describe_characters(load_tokenizer(folder)),
+        lambda folder: json.loads((folder / "tokenizer.json").read_text()),
     ),
     "merges and numbers": Loader(
         lambda folder: write_gpt2_files(trained(), folder), read_bpe, parse_bpe
@@ -581,6 +612,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
+        if name == "parquet":
+            pytest.importorskip("pyarrow", reason="reads parquet (pip install -e '.[data]')")
         if name not in made:
             made[name] = tmp_path_factory.mktemp("good")
             tt.manual_seed(1)

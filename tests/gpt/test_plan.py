@@ -10,33 +10,30 @@ from pathlib import Path
 import pytest
 
 import gpt
-from gpt import UserError, plan
-from gpt.config import PRESETS, TrainConfig
+from gpt import UserError, footprint, plan
+from gpt.cli import main
+from gpt.config import TrainConfig
 from gpt.model import GPT, GPT2, GPT_37M, GPTConfig
-from gpt.plan import MARGIN, Plan, available_memory, control_group_memory, flops_per_token, plan_for
+from gpt.plan import (
+    MARGIN,
+    Plan,
+    available_memory,
+    control_group_memory,
+    flops_per_token,
+    plan_for,
+    sums_of_gradients,
+)
+from gpt.presets import PRESETS
 from gpt.runs import build_model, model_config
 
 MEASURE = """
 import tracemalloc
-import tinytensor as tt
 from gpt.config import TrainConfig
-from gpt.runs import build_model
-from gpt.train import accumulate, build_optimizer
+from gpt.footprint import take_steps
 
-config = TrainConfig(**{fields})
 tracemalloc.start()
 before = tracemalloc.get_traced_memory()[0]
-model = build_model(config, {vocab_size})
-optimizer = build_optimizer(config, model)
-shape = (config.batch_size, config.block_size)
-for step in (1, 2):
-    batches = [
-        (tt.randint({vocab_size}, shape), tt.randint({vocab_size}, shape))
-        for _ in range(config.accumulation)
-    ]
-    accumulate(model, optimizer, batches, config, step)
-    tt.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+take_steps(TrainConfig(**{fields}), {vocab_size})
 print(tracemalloc.get_traced_memory()[1] - before)
 """
 
@@ -52,6 +49,8 @@ SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size
         ({"block_size": 256, "batch_size": 4, "dropout": 0.1}, 65),
         ({"checkpointing": True, "batch_size": 32}, 65),
         ({"batch_size": 4, "total_batch": 4 * 4 * 64}, 2000),
+        ({"n_embd": 256, "batch_size": 1, "total_batch": 8 * 64}, 500),  # sums of batches decide
+        ({"n_embd": 256, "batch_size": 1, "total_batch": 8 * 64, "ordered": False}, 500),
         ({"model": "bigram", "bias": True, "tied": False}, 65),
     ],
 )
@@ -70,6 +69,29 @@ def test_the_predicted_memory_is_what_is_allocated(changes, vocab_size):
         check=True,
     )
     assert plan_for(config, vocab_size).bytes() == pytest.approx(int(finished.stdout), rel=MARGIN)
+
+
+def test_the_command_prints_the_plan_and_what_two_steps_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("to be or not to be " * 500)
+    asked = ["plan", "--data", "text.txt", "--n-embd", "256", "--n-layer", "6", "--batch-size", "8"]
+    assert main([*asked, "--measure"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("plan    2,000 steps of 512 tokens (1 batch of 8 x 64), 1.0 million")
+    together, measured = (next(x for x in lines if word in x) for word in ("together", "measured"))
+    # Beyond the arrays: what BLAS and the C library keep for themselves.
+    ratio = float(measured.split()[-1])
+    assert 1 - MARGIN - 0.1 < ratio < 1 + MARGIN, (together, measured)
+    assert not Path("runs").exists()
+
+    assert main([*asked, "--measure", "--device", "cuda-sim"]) == 2
+    assert "--measure looks at main memory" in capsys.readouterr().err
+
+
+def test_a_measurement_that_fails_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(footprint.sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match="could not be measured: it was killed, perhaps for its"):
+        footprint.measure(TrainConfig(), 65)
 
 
 @pytest.mark.parametrize("model", ["gpt", "bigram"])
@@ -95,9 +117,22 @@ def test_the_presets_are_the_sizes_of_the_model():
         assert (config.batch_size, config.accumulation) == (16, 32)
 
 
+def test_the_sums_that_a_binary_tree_keeps():
+    counts = {1: 0, 2: 1, 3: 1, 4: 2, 5: 2, 8: 3, 32: 5}
+    assert {batches: sums_of_gradients(batches) for batches in counts} == counts
+
+
 def planned(available, **changes):
     config = dataclasses.replace(PRESETS["gpt2-124m"], **changes)
     return Plan(config, model_config(config, 50_257), available)
+
+
+def test_ranks_share_the_batches_and_with_zero_the_moments():
+    alone = planned(None).numbers_of_model(16)
+    four = dataclasses.replace(planned(None, zero=True), ranks=4).numbers_of_model(16)
+    assert four["AdamW's moments"] == alone["AdamW's moments"] // 4
+    assert alone["sums of batches"] == 5 * four["parameters"]  # of 32 batches
+    assert four["sums of batches"] == 3 * four["parameters"]  # of 8
 
 
 def test_the_plan_of_gpt2_is_printed():
@@ -111,6 +146,7 @@ def test_the_plan_of_gpt2_is_printed():
         "12 blocks",
         "head",
         "of 8.6 GB that are free",
+        "sums of batches     2.5 GB",
         "the largest --batch-size that fits is 4",
     ):
         assert words in lines
@@ -119,17 +155,20 @@ def test_the_plan_of_gpt2_is_printed():
 @pytest.mark.parametrize(
     ("available", "changes", "words"),
     [
-        (8e9, {}, "lower --batch-size to 4, which takes"),
-        (8e9, {"total_batch": 0}, "lower --batch-size to 5"),
-        (2.1e9, {}, "lower --block-size, or --checkpointing keeps less"),
-        (2.1e9, {"checkpointing": True}, "lower --block-size"),
-        (1e9, {}, "the model alone takes 2.0 GB with its gradients and moments; lower --n-layer"),
+        (8e9, {}, "lower --batch-size to ROWS, which takes"),
+        (8e9, {"ordered": False}, "lower --batch-size to ROWS, which takes"),
+        (4.2e9, {}, "sums of a step's batches take 2.5 GB; --no-ordered does without"),
+        (8e9, {"total_batch": 0}, "lower --batch-size to ROWS"),
+        (2.1e9, {"ordered": False}, "lower --block-size, or --checkpointing keeps less"),
+        (2.1e9, {"ordered": False, "checkpointing": True}, "lower --block-size"),
+        (1e9, {"ordered": False}, "the model alone takes 2.0 GB with its gradients and moments; l"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_flag_to_lower(available, changes, words):
     too_large = planned(int(available), **changes)
     with pytest.raises(UserError) as caught:
         too_large.check()
+    words = words.replace("ROWS", str(too_large.largest_batch()))
     assert words in str(caught.value) and "--ignore-memory" in str(caught.value)
     assert str(caught.value).startswith("this run needs about")
     dataclasses.replace(
@@ -142,8 +181,12 @@ def test_the_largest_batch_is_the_largest_that_fits(available):
     whole = planned(int(available), total_batch=0)
     rows = whole.largest_batch()
     assert whole.bytes(rows) <= available < whole.bytes(rows + 1)
-    divided = planned(int(available)).largest_batch()
-    assert divided <= rows and 512 % divided == 0
+    for ordered in (True, False):
+        divided = planned(int(available), ordered=ordered)
+        rows = divided.largest_batch()
+        assert rows == 0 or (512 % rows == 0 and divided.bytes(rows) <= available)
+        assert rows == 512 or divided.bytes(2 * rows or 1) > available
+    assert rows >= 1  # without sums
 
 
 def test_a_machine_that_does_not_say_is_trusted():

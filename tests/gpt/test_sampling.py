@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinytensor as tt
+from gpt.generate import generate
+from gpt.model import GPT, GPTConfig
 from gpt.sampling import SORTED_FIRST, Sampling
+from tinytensor.cuda.device import SimArray, host_copies
 
 PROBABILITIES = np.array([0.05, 0.4, 0.15, 0.3, 0.1])
 LOGITS = np.log(PROBABILITIES).astype(np.float32)
@@ -194,3 +197,68 @@ def test_options_that_mean_nothing_are_refused(options, words):
         Sampling(**options)
     assert words in str(caught.value)
     assert set(options) <= {field.name for field in dataclasses.fields(Sampling)}
+
+
+# --- on a device ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ids", [range(0, 3), range(2, 7)])
+def test_of_equal_scores_those_with_lower_numbers_are_kept(ids):
+    scores = np.zeros(9)
+    scores[list(ids)] = 1.0
+    p = Sampling(top_k=4).probabilities(scores)
+    assert np.flatnonzero(p).tolist() == sorted([*ids, *set(range(9)) - set(ids)][:4])
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("sampling", "travelling"),
+    [
+        (Sampling(), (6,)),
+        (Sampling(0.7, top_k=3), (6,)),
+        (Sampling(0), (6,)),
+        (Sampling(top_p=0.8, min_p=0.01, repetition_penalty=1.2), (6, 40)),  # the scores
+    ],
+)
+def test_a_device_draws_the_same_tokens(sampling, travelling, monkeypatch):
+    logits = np.random.default_rng(0).standard_normal((6, 40), np.float32) * np.float32(3)
+    texts, copied = [[row] for row in range(6)], []
+
+    def watch(name, method):
+        def watched(array):
+            copied.append(array.shape)
+            return method(array)
+
+        monkeypatch.setattr(SimArray, name, watched)
+
+    watch("get", SimArray.get)
+    watch("tolist", SimArray.tolist)
+    drawn = []
+    for device in ("cpu", "cuda-sim"):
+        generators = [tt.Generator(seed) for seed in range(6)]
+        moved = tt.tensor(logits).to(device)
+        tokens = sampling.draw_all(moved, texts, generators)
+        drawn.append((tokens, [generator.get_state() for generator in generators]))
+    assert drawn[0] == drawn[1]
+    assert copied == [travelling]
+
+
+@pytest.mark.compiler
+def test_scores_that_are_no_numbers_are_refused_on_a_device():
+    logits = tt.tensor([[1.0, 2.0], [math.nan, 0.0]]).to("cuda-sim")
+    with pytest.raises(ValueError, match="largest score is not finite; nothing to choose"):
+        Sampling().draw_all(logits, [[], []], [None, None])
+
+
+@pytest.mark.compiler
+def test_a_text_written_on_a_device_brings_back_its_tokens_only():
+    tt.manual_seed(0)
+    model = GPT(GPTConfig(50, block_size=8, n_layer=1, n_head=2, n_embd=16, vocab_multiple=64))
+    texts = []
+    for device in ("cpu", "cuda-sim"):
+        model.to(device)
+        before = host_copies()
+        texts.append(list(generate(model, [1, 2, 3], 9, 0.9, 5, generator=tt.Generator(4))))
+        copies = host_copies() - before
+    assert texts[0] == texts[1]
+    assert copies == 9

@@ -22,10 +22,13 @@ import pytest
 
 import gpt
 import tinytensor as tt
-from gpt import UserError, devices, runs, train
+import tinytensor.distributed as dist
+from gpt import UserError, cli, devices, runs, train
 from gpt.bpe import BytePairTokenizer
-from gpt.config import PRESETS, TrainConfig
+from gpt.config import TrainConfig
 from gpt.data import Windows, load_text
+from gpt.model import GPT, LanguageModel
+from gpt.presets import PRESETS
 from gpt.progress import StopRequest
 from gpt.runs import RunFolder
 from gpt.tokenizer import CharTokenizer
@@ -221,6 +224,47 @@ def test_32_batches_have_the_gradient_of_one_large_batch(config, ignored):
         assert np.linalg.norm(many - one) <= 1e-6 * np.linalg.norm(one)
 
 
+def test_the_loss_without_all_logits_is_the_loss_with_them(config, monkeypatch):
+    """Padding, accumulation, dropout: the same run to rounding, with less in memory."""
+    config = dataclasses.replace(config, iterations=12, total_batch=64, vocab_multiple=64)
+    config = dataclasses.replace(config, log_every=1)
+    fused = train.train(config).run
+    monkeypatch.setattr(GPT, "loss", LanguageModel.loss)  # that of `forward`
+    plain = train.train(config).run
+    for kind, names in (
+        ("train", ("loss", "gradient_norm")),
+        ("evaluation", ("train_loss", "validation_loss")),
+    ):
+        for name in names:
+            found, expected = ([r[name] for r in run.records(kind)] for run in (fused, plain))
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_batches_that_are_added_one_after_the_other(config):
+    config = dataclasses.replace(config, iterations=12, total_batch=5 * 32, log_every=1)
+    tree = train.train(config).run
+    line = train.train(dataclasses.replace(config, ordered=False)).run
+    for name in ("loss", "gradient_norm"):
+        found, expected = ([r[name] for r in run.records("train")] for run in (line, tree))
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    with pytest.raises(UserError, match="--ordered was False when the run began"):
+        check_changes(line.config(), dataclasses.replace(line.config(), ordered=True))
+
+
+def test_the_loss_inside_data_parallelism(config):
+    model = runs.build_model(config, 50).eval()
+    batch = tt.randint(50, (4, 8)), tt.randint(50, (4, 8))
+    dist.init_process_group()
+    try:
+        parallel = dist.DistributedDataParallel(model)
+        assert devices.loss_on(parallel, batch).item() == model.loss(*batch).item()
+        without = dist.DistributedDataParallel(tt.nn.Linear(2, 2))
+        with pytest.raises(AttributeError, match="Linear has no method loss; call the model"):
+            without.loss(tt.zeros(1, 2))
+    finally:
+        dist.destroy_process_group()
+
+
 def test_masks_belong_to_the_batch_whoever_draws_random_numbers_before(config):
     model = runs.build_model(config, 50)
     optimizer = build_optimizer(config, model)
@@ -245,6 +289,80 @@ def test_the_last_checkpoints_and_the_best_are_kept(config):
     assert loss == min(losses) and best == 20 * (1 + losses.index(loss))
     kept = [int(path.name[11:]) for path in run.checkpoints()]
     assert len(kept) <= 3 and {best, 200} <= set(kept)
+
+
+@pytest.fixture
+def two_checkpoints(config):
+    """Steps 20 and 40; the first has the lower validation loss, as its log says."""
+    config = dataclasses.replace(config, iterations=40, eval_every=20, checkpoint_every=20)
+    run = train.train(dataclasses.replace(config, keep_checkpoints=2)).run
+    records = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    for record in records:
+        if record["kind"] == "evaluation":
+            record["validation_loss"] = 1.0 + record["step"] if record["step"] else 0.5
+    write_log(run, records)
+    return run
+
+
+def write_log(run, records):
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (run.path / "log.jsonl").write_text(lines)
+
+
+def test_the_best_checkpoint_is_used_unless_another_is_asked_for(two_checkpoints):
+    run = two_checkpoints
+    names = {"best": 20, "last": 40, "checkpoint-000020": 20, str(run.checkpoint()): 40}
+    for which, step in names.items():
+        model, _ = runs.load_run(str(run), which)
+        saved = tt.load_file(run.path / f"checkpoint-{step:06d}" / "model.safetensors")
+        for name, tensor in model.state_dict().items():
+            assert (tensor.numpy() == saved[name].numpy()).all()
+    assert runs.load_run(str(run))[0].lm_head.weight[0, 0].item() == pytest.approx(
+        runs.load_run(str(run), "best")[0].lm_head.weight[0, 0].item(), abs=0
+    )
+    for absent in ("checkpoint-000030", "", "runs"):
+        with pytest.raises(UserError, match=r"char has checkpoint-000020, checkpoint-000040 \("):
+            runs.load_run(str(run), absent)
+
+
+def test_without_an_evaluation_the_best_is_the_last(two_checkpoints):
+    records = [{"kind": "evaluation", "step": 20, "validation_loss": bad} for bad in ("1", None)]
+    write_log(two_checkpoints, [*records, {"kind": "evaluation", "step": "20"}])
+    assert two_checkpoints.find_checkpoint("best").name == "checkpoint-000040"
+    (two_checkpoints.path / "log.jsonl").unlink()
+    assert two_checkpoints.find_checkpoint("best").name == "checkpoint-000040"
+    (two_checkpoints.path / "log.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"log\.jsonl is a folder"):
+        two_checkpoints.find_checkpoint("best")
+
+
+def test_every_command_that_loads_a_run_says_which_checkpoint(two_checkpoints, capsys):
+    capsys.readouterr()
+    run = str(two_checkpoints)
+    steps = {}
+    for which in ("best", "last"):
+        asked = ["--run", run, "--checkpoint", which]
+        assert cli.main(["evaluate", *asked, "--limit", "50"]) == 0
+        steps[which] = capsys.readouterr()
+    note = "checkpoint-000020 has the lowest validation loss; --checkpoint last takes checkpoint-0"
+    assert note in steps["best"].err and not steps["last"].err
+    assert steps["best"].out != steps["last"].out
+    assert cli.main(["generate", "--run", run, "--max-new-tokens", "2"]) == 0
+    assert note in capsys.readouterr().err
+    assert cli.main(["export", "--run", run, "--out", "hf", "--checkpoint", "last"]) == 0
+    for command in ("generate", "evaluate"):
+        asked = ["--weights", "hf", "--checkpoint", "last"]
+        assert cli.main([command, *asked]) == 2
+        assert "--checkpoint last chooses among those of a --run" in capsys.readouterr().err
+
+
+def test_a_field_that_a_later_version_adds_changes_no_fingerprint(config):
+    run = train.train(dataclasses.replace(config, iterations=1)).run
+    path = run.path / "config.json"
+    known = json.loads(path.read_text())
+    del known["init_from"]  # as written before there was one
+    path.write_text(json.dumps(known))
+    assert resume(run, iterations=2).finished
 
 
 # ---- Shards ----

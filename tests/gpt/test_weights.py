@@ -24,6 +24,7 @@ from gpt.files import checksums, write_checksums
 from gpt.model import GPT, BigramLanguageModel, GPTConfig, parameter_groups
 from gpt.runs import RunFolder
 from gpt.tokenizer import CharTokenizer
+from gpt.tokenizers import describe_characters, load_tokenizer
 from gpt.weights import cache_folder, find_weights, load_gpt2, load_pretrained, read_config
 from tests.gpt import gpt2_files
 from tests.gpt.gpt2_files import batch, numbers, write
@@ -474,15 +475,41 @@ def test_export_command(tmp_path, monkeypatch, capsys):
     assert isinstance(characters, CharTokenizer) and vocabulary == characters.number
     same = load_gpt2("out")
     assert same.config.vocab_size == characters.vocab_size
+    _, tokenizer = load_pretrained("out")
+    assert isinstance(tokenizer, CharTokenizer)
+    assert tokenizer.vocabulary == characters.vocabulary
+    capsys.readouterr()
+    texts = []
+    for model in (["--run", "runs/small"], ["--weights", "out"]):
+        asked = [*model, "--prompt", "to", "--max-new-tokens", "9", "--temperature", "0"]
+        assert cli.main(["generate", *asked]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
     assert cli.main(["export", "--run", "runs/small", "--out", "out"]) == 2
     assert "already has something in it" in capsys.readouterr().err
     assert cli.main(["export", "--run", "runs/none", "--out", "more"]) == 2
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": []},
+        {"model": {"type": "BPE", "vocab": {"ab": 0}}},
+        {"model": {"type": "WordLevel", "vocab": {"a": 1, "b": 0}, "unk_token": ""}},
+        {"normalizer": {"type": "Lowercase"}},
+    ],
+)
+def test_another_tokenizer_of_that_library_is_refused(tmp_path, change):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(describe_characters(CharTokenizer("ab")) | change))
+    with pytest.raises(UserError, match=r"json is a tokenizer of the library `tokenizers`; of th"):
+        load_tokenizer(path)
+
+
 def test_bigram_has_no_place_there(tmp_path, monkeypatch):
     from gpt import export, runs
 
-    monkeypatch.setattr(runs, "load_run", lambda run: (BigramLanguageModel(5), None))
+    monkeypatch.setattr(runs, "load_run", lambda *_: (BigramLanguageModel(5), None))
     with pytest.raises(UserError, match="is a BigramLanguageModel, which `transformers` does not"):
         export.export(export.ExportConfig("runs/bigram", str(tmp_path / "out")))
 
