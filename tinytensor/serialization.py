@@ -173,8 +173,7 @@ def load(path: Path, map_location: device | str | None = None, *, weights_only: 
 
 
 # A structure in JSON: plain values as themselves, and everything that JSON lacks as a list whose
-# first element
-# says what it is. (A list is therefore tagged too.)
+# first element says what it is. (A list is therefore tagged too.)
 #   ["tensor", name]   ["list", a, b]   ["tuple", a, b]   ["dict", [key, value], ...]
 
 

@@ -87,17 +87,21 @@ def _groups(B: int, H: int, numbers: int, pieces: int) -> list[Group]:
 
 
 class _Scratch:
-    """Arrays that one thread writes block after block into, by name."""
+    """Arrays that one thread writes block after block into, by name.
+
+    `most` is how many numbers the largest block will ask for: causal blocks grow, and an array for
+    each length would stay in the pool.
+    """
 
     def __init__(self, dtype: DType) -> None:
         self._dtype = dtype
         self._arrays: dict[str, Array] = {}
 
-    def __call__(self, name: str, *shape: int) -> Array:
+    def __call__(self, name: str, *shape: int, most: int = 0) -> Array:
         size = math.prod(shape)
         array = self._arrays.get(name)
         if array is None or array.size < size:
-            array = self._arrays[name] = empty((size,), self._dtype)
+            array = self._arrays[name] = empty((max(size, most),), self._dtype)
         return array[:size].reshape(shape)
 
     def transposed(self, name: str, x: Array, factor: Any) -> Array:
@@ -226,7 +230,7 @@ def fast_attention(
                 keys = scratch.transposed("keys", k[group][:, :, :seen], factor)
             out = y[group][:, :, i:j]
             shape = (*out.shape[:3], s)
-            e = empty(shape, dtype) if keep else scratch("e", *shape)
+            e = empty(shape, dtype) if keep else scratch("e", *shape, most=S * (out.size // E))
             exponentials(block, keys, e, True)
             total = sums[group][:, :, i:j]
             if dropout_p:
@@ -246,17 +250,17 @@ def fast_attention(
         """(by · ds, e · m, dy') of a block, given scale · kᵀ and by · vᵀ."""
         group, i, j, s = block
         given = dy[group][:, :, i:j]
-        shape = (*given.shape[:3], s)
+        shape, most = (*given.shape[:3], s), S * (given.size // E)
         e = kept.get((group[0].start, group[1].start, i))
         if e is None:
-            e = scratch("e", *shape)
+            e = scratch("e", *shape, most=most)
             exponentials(block, keys, e)
         shared = np.divide(given, sums[group][:, :, i:j], out=scratch("shared", *given.shape))
         along = np.multiply(shared, y[group][:, :, i:j], out=scratch("mixed", *given.shape))
         along = (along.reshape(-1, E) @ np.full(E, by, dtype)).reshape(*shape[:3], 1)
         if dropout_p:
             np.multiply(shared, dtype.type(1 / (1 - dropout_p)), out=shared)
-        ds = np.matmul(shared, values[..., :s], out=scratch("ds", *shape))
+        ds = np.matmul(shared, values[..., :s], out=scratch("ds", *shape, most=most))
         if dropout_p:
             drop(block, ds)
         np.subtract(ds, along, out=ds)
@@ -407,7 +411,7 @@ def _gather(total: Array, a: Array, b: Array, old: int, s: int, scratch: _Scratc
         np.matmul(a[:, :, old:], b, out=total[:, :, old:s])
     if old:
         earlier = total[:, :, :old]
-        part = np.matmul(a[:, :, :old], b, out=scratch("part", *earlier.shape))
+        part = np.matmul(a[:, :, :old], b, out=scratch("part", *earlier.shape, most=total.size))
         np.add(earlier, part, out=earlier)
 
 

@@ -1,13 +1,10 @@
 """Large arrays that are used again: `empty(shape, dtype)` without page faults.
 
 A fresh large array is fresh memory from the operating system, and touching it for the first time
-costs
-about as much as the arithmetic that fills it. A training step asks for the same sizes over and
-over, so
-this pool keeps its blocks: a block is free again when nothing but the pool refers to it. NumPy
-makes
-every view refer to the block itself, so that is one look at a reference count; no finalizer is
-needed.
+costs about as much as the arithmetic that fills it. A training step asks for the same sizes over
+and over, so this pool keeps its blocks: a block is free again when nothing but the pool refers to
+it. NumPy makes every view refer to the block itself, so that is one look at a reference count; no
+finalizer is needed.
 """
 
 from __future__ import annotations
@@ -23,12 +20,10 @@ import numpy as np
 
 # Smaller arrays come from the C heap, which keeps its memory by itself.
 SMALLEST = 64 * 1024
-# Blocks that nobody uses are given back, the least recently used size first, beyond this many
-# bytes.
+# Beyond this many bytes, blocks that nobody uses are given back, least recently used size first.
 IDLE_LIMIT = 4 << 30
 # References to a block that nobody uses, as sys.getrefcount sees it inside `_take`: the list, the
-# loop
-# variable, and the argument itself.
+# loop variable, and the argument itself.
 _IDLE_REFERENCES = 3
 
 
