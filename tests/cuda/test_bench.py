@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import types
 
 import numpy as np
 import pytest
 
-from tinytensor.cuda import bench, bench_cases
-from tinytensor.cuda.bench_cases import Bench, Peers, Timing, against
+from tinytensor.cuda import bench, bench_cases, bench_lab, bench_training
+from tinytensor.cuda.bench_lab import Bench, Peers, Timing, against
 from tinytensor.cuda.groups import FAILED, GOOD, Journal, Row, read_journal
 
 SIM = "cuda-sim"
@@ -56,7 +57,7 @@ def test_the_model_is_the_same_in_pytorch():
     theirs.load_state_dict(
         {name: torch.from_numpy(x.numpy().copy()) for name, x in ours.state_dict().items()}
     )
-    (ids,) = bench_cases.batches(TINY, 2, 1)
+    (ids,) = bench_training.batches(TINY, 2, 1)
     x, y = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
     one = ours(tt.from_numpy(x), tt.from_numpy(y)).item()
     other = theirs(torch.from_numpy(x), torch.from_numpy(y)).item()
@@ -107,7 +108,7 @@ def test_the_table_says_what_was_missed():
     assert text.endswith("cuda: 1 targets missed, 1 cases failed")
 
 
-def test_events_time_what_is_between_them(tmp_path):
+def test_events_time_what_is_between_them(tmp_path, monkeypatch):
     now = [0.0]
 
     class Event:
@@ -137,6 +138,10 @@ def test_events_time_what_is_between_them(tmp_path):
     found = lab.time(run)
     assert found.median == pytest.approx(15.5)
     assert len(flushed) == 30
+    durations, flushed[:] = itertools.repeat(1.0), []
+    monkeypatch.setattr(bench_lab, "LONGEST", 0.0)  # a run that takes long is timed less often
+    lab.time(run)
+    assert len(flushed) == 3
 
 
 @pytest.mark.compiler

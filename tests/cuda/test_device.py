@@ -257,6 +257,7 @@ def test_the_launch_on_a_gpu(monkeypatch):
     assert "matmul_naive" in code
     assert "--std=c++17" in options
     assert any("gpu.h" in option for option in options)
+    assert f"-DHEADERS={kernels._headers()}" in options  # CuPy's cache knows of them by this alone
     assert (grid, block, shared) == ((1, 1), (4, 4), 99_000)
     assert arguments[0] is c
     assert (arguments[1], type(arguments[1])) == (0, np.uintp)  # a null pointer

@@ -11,7 +11,7 @@ from tests.cuda.kernel_cases import launched, normal, wide
 from tinytensor import func, ops
 from tinytensor.cuda import layers, pointwise  # registers them
 from tinytensor.cuda.device import SimArray, host_copies, sim
-from tinytensor.cuda.verify_cases import judge, rounding
+from tinytensor.cuda.verify_lab import judge, rounding
 from tinytensor.nn import functional as F
 from tinytensor.optim.adamw import adamw_update
 from tinytensor.random import Draw

@@ -22,7 +22,7 @@ from tests.cuda.kernel_cases import (
     wide,
     widths,
 )
-from tinytensor.cuda import kernels, network, simulator
+from tinytensor.cuda import entropy, kernels, network, simulator
 from tinytensor.cuda.rows import Plan
 
 pytestmark = pytest.mark.compiler
@@ -216,7 +216,7 @@ def test_cross_entropy(dtype, team, held, rows, V, seed, smoothing, weighted, st
     plan = plan_for(team, held, V, dtype)
     gradient = logits.copy() if rows % 3 else np.empty_like(logits)
     source = gradient if rows % 3 else logits  # in place, or not
-    losses, totals = network.cross_entropy(
+    losses, totals = entropy.cross_entropy(
         source, targets, weight, **options, gradient=gradient, scale=scale, plan=plan, seed=seed
     )
     if not rows:
@@ -227,7 +227,7 @@ def test_cross_entropy(dtype, team, held, rows, V, seed, smoothing, weighted, st
     expected = vjp[0](each)
     close(gradient, expected, bounds.loss_gradient(z, expected, w, each[:, None], False))
     weights = None if weight is None else float(wide(weight).sum())
-    again = network.cross_entropy_gradient(
+    again = entropy.cross_entropy_gradient(
         logits,
         totals,
         targets,
@@ -260,12 +260,12 @@ def test_linear_cross_entropy_in_parts(dtype, rows, V, columns, seed):
     parts = parts if len(parts) < 9 else [(0, logits.copy())]
     state = tuple(np.full(rows, np.nan, np.float32) for _ in range(3))
     for first, part in parts:
-        network.linear_cross_entropy_part(state, part, targets, first, plan=Plan(32, 0), seed=seed)
-    losses, totals = network.linear_cross_entropy_loss(state, targets, seed=seed)
+        entropy.linear_cross_entropy_part(state, part, targets, first, plan=Plan(32, 0), seed=seed)
+    losses, totals = entropy.linear_cross_entropy_loss(state, targets, seed=seed)
     ones = np.ones(V)
     close(losses, exact, bounds.loss(wide(logits), targets, ones, 0.0))
     for first, part in parts:
-        network.linear_cross_entropy_gradient(
+        entropy.linear_cross_entropy_gradient(
             part, totals, targets, first, scale=scale, plan=Plan(32, 0), seed=seed
         )
     dlogits = np.concatenate([part for _, part in parts], axis=1)
@@ -275,7 +275,7 @@ def test_linear_cross_entropy_in_parts(dtype, rows, V, columns, seed):
 
 def test_a_target_that_is_no_class_gives_nan_and_reads_nothing():
     logits, targets = normal(0, 3, 5), np.array([4, 5, -1])
-    losses, _ = network.cross_entropy(logits, targets)
+    losses, _ = entropy.cross_entropy(logits, targets)
     assert np.isfinite(losses[0]) and np.isnan(losses[1:]).all()
 
 

@@ -140,3 +140,9 @@ def test_accepted_spills_are_of_kernels_that_exist_and_no_larger():
         defines = tuple(spill.macros.items())
         assert offline.accepted(use, defines, spill.architectures[0]) == spill.reason
         assert offline.accepted(use._replace(spilled=spill.most + 1), defines, "sm_90a") is None
+
+
+def test_a_source_that_is_not_there_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        offline.main(["absent.cu"])
+    assert "no source is called absent.cu; there are adamw.cu" in capsys.readouterr().err

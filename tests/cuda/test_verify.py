@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 import tinytensor as tt
-from tinytensor.cuda import groups, kernels, simulator, verify, verify_cases
+from tinytensor.cuda import groups, kernels, matmul, simulator, verify, verify_cases
+from tinytensor.cuda.device import sim
 from tinytensor.cuda.groups import ABSENT, FAILED, GOOD, WRONG, Journal, Row, read_journal
-from tinytensor.cuda.verify_cases import KERNELS, Compared, Lab, judge
+from tinytensor.cuda.tiles import limits
+from tinytensor.cuda.verify_cases import KERNELS
+from tinytensor.cuda.verify_lab import Compared, Lab, judge
 
 SIM = "cuda-sim"
 FLOAT32 = np.dtype(np.float32)
@@ -135,7 +138,7 @@ def fine(): return "good", "fine", {}
 def dies(): os._exit(9)
 def hangs(): time.sleep(60)
 journal.case("one", fine)
-journal.case("two", {"dies": dies, "hangs": hangs, "works": fine}[given.group])
+journal.case("two", {"dies": dies, "works": fine}.get(given.group, hangs))
 journal.case("three", fine)
 """
 
@@ -145,7 +148,8 @@ journal.case("three", fine)
     [
         ("works", {"one": GOOD, "two": GOOD, "three": GOOD}),
         ("dies", {"one": GOOD, "two": FAILED, "three": GOOD}),
-        ("hangs", {"one": GOOD, "two": FAILED}),
+        ("hangs", {"one": GOOD, "two": FAILED, "three": GOOD}),
+        ("is slow", {"one": GOOD, "two": FAILED}),
     ],
 )
 def test_a_child_that_dies_or_hangs_costs_one_case(tmp_path, group, states):
@@ -154,11 +158,25 @@ def test_a_child_that_dies_or_hangs_costs_one_case(tmp_path, group, states):
     command = [sys.executable, str(program)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(tt.__file__).parent.parent))
-        seconds = 4.0 if group == "hangs" else 60.0
-        rows = groups.run_group(command, group, tmp_path / "j.jsonl", seconds)
+        seconds, of_a_case = {"is slow": (4.0, 60.0), "hangs": (60.0, 4.0)}.get(group, (60.0, 60.0))
+        rows = groups.run_group(command, group, tmp_path / "j.jsonl", seconds, of_a_case)
     assert {row.case: row.state for row in rows} == states
-    if group == "dies":
-        assert "ended with code 9" in next(row.text for row in rows if row.state == FAILED)
+    said = {
+        "dies": "ended with code 9",
+        "hangs": "after 4 s and ended",
+        "is slow": "cases after it",
+    }
+    assert all(said[group] in row.text for row in rows if row.state == FAILED)
+
+
+def test_a_group_that_raises_costs_itself_only():
+    def broken(left):
+        raise OSError("the disk is full")
+
+    good = Row("good", "one", GOOD, "fine")
+    found = groups.run_groups([("bad", broken), ("good", lambda left: [good])], 60.0, 1)
+    rows = [row for rows in found for row in rows]
+    assert {row.group: row.state for row in rows} == {"bad": FAILED, "good": GOOD}
 
 
 def test_nothing_starts_when_the_time_is_over():
@@ -195,6 +213,37 @@ def test_the_command_writes_its_tables(tmp_path, capsys):
         "environment", "compute-sanitizer", "optimizer",
     }  # fmt: skip
     assert (tmp_path / "verify.md").read_text().startswith("# verify, cuda-sim, 20")
+
+
+def test_every_group_has_cases_or_says_why_not(lab):
+    assert set(verify.ALL) > set(verify_cases.GROUPS)
+    verify.ALL["nccl"](lab)
+    assert [(row.state, row.text) for row in rows_of(lab)] == [
+        (ABSENT, "the simulator has no NCCL")
+    ]
+
+
+def test_kernels_can_be_left_out(monkeypatch):
+    monkeypatch.setattr(matmul, "_avoided", set())
+    a = sim.asarray(np.ones((128, 128), tt.bfloat16))
+
+    def chosen():
+        return matmul._choose_kernel(None, a, a, [], limits(sim))
+
+    assert chosen() == "matmul_wgmma"
+    matmul.avoid("matmul_wgmma")
+    assert chosen() == "matmul_mma"
+    matmul.avoid("matmul_mma")
+    assert chosen() == "matmul_plain"
+    assert matmul._choose_kernel("matmul_wgmma", a, a, [], limits(sim)) == "matmul_wgmma"
+
+
+def test_the_kernels_below_are_told_what_to_leave_out(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(verify, "run_group", lambda words, *rest: commands.append(words) or [])
+    arguments = ["--out", str(tmp_path), "--device", SIM, "--only", "optimizer"]
+    verify.main([*arguments, "--without", "matmul_wgmma"])
+    assert commands[0][-2:] == ["--without", "matmul_wgmma"]
 
 
 def test_what_is_wrong_comes_first():

@@ -23,7 +23,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .bench_cases import GROUPS, Bench
+from . import matmul
+from .bench_cases import GROUPS
+from .bench_lab import Bench
 from .groups import (
     FAILED,
     GOOD,
@@ -80,7 +82,7 @@ def child(group: str, where: str, journal: Path, tiny: bool, skip: int) -> int:
 
 
 def bench(
-    folder: Path, where: str, only: Sequence[str], seconds: float
+    folder: Path, where: str, only: Sequence[str], seconds: float, without: Sequence[str] = ()
 ) -> tuple[list[Row], dict[str, Any]]:
     """The rows of all groups, one group at a time, and the facts of the machine; the tables in
     `folder` grow with each group.
@@ -91,6 +93,7 @@ def bench(
     facts["environment"] = {row.case: row.text for row in found}
     tiny = ["--tiny"] if where == "cuda-sim" else []
     command = [*this_program(MODULE), "--device", where, *tiny]
+    command += ["--without", *without] if without else []
     ends = deadlines(only, seconds)
     start = time.monotonic()
 
@@ -129,12 +132,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--device", default="cuda", choices=("cuda", "cuda-sim"))
     add("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), metavar="GROUP")
     add("--seconds", type=float, default=SECONDS, help=f"for all ({SECONDS:.0f})")
+    add("--without", nargs="+", choices=matmul.KERNELS[:-1], default=[], metavar="KERNEL",
+        help="matrix products by other kernels, where not asked for by name")  # fmt: skip
     add("--group", choices=list(GROUPS), help=argparse.SUPPRESS)
     add("--journal", type=Path, help=argparse.SUPPRESS)
     add("--skip", type=int, default=0, help=argparse.SUPPRESS)
     add("--tiny", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.group:
+        matmul.avoid(*given.without)
         return child(given.group, given.device, given.journal, given.tiny, given.skip)
     if given.out is None:
         parser.error("--out FOLDER says where the tables go")
@@ -143,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.device == "cuda" and not cuda_device_count():
         print("bench: CuPy sees no GPU here; --device cuda-sim shows that the lines run")
         return 2
-    rows, facts = bench(given.out, given.device, given.only, given.seconds)
+    rows, facts = bench(given.out, given.device, given.only, given.seconds, given.without)
     print(report(rows, facts))
     return int(any(row.state == FAILED for row in rows))
 

@@ -2,14 +2,15 @@
 
 A kernel that writes where it must not ends its process's use of the GPU ("sticky" errors), and one
 that never ends has to be stopped from outside. So the parent starts a child for each group, with a
-time limit. A child writes a line before and after each case; where it died, the parent starts
-another behind that case. The tables are written anew after each group, so that a run that is ended
-from outside leaves what it found.
+time limit for the group and for each case. A child writes a line before and after each case; where
+it died or was stopped, the parent starts another behind that case. The tables are written anew
+after each group, so that a run that is ended from outside leaves what it found.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -88,11 +89,15 @@ def read_journal(path: Path) -> tuple[list[Row], int, str | None]:
 
 
 def run_group(
-    command: Sequence[str], group: str, journal: Path, seconds: float, before: Sequence[str] = ()
+    command: Sequence[str],
+    group: str,
+    journal: Path,
+    seconds: float,
+    of_a_case: float = math.inf,
 ) -> list[Row]:
     """Run `command --group … --journal … --skip …` until the group is done or its time is over.
 
-    `before` stands before the command: a tool that runs it.
+    A case that is not done after `of_a_case` seconds is ended, and the group goes on behind it.
     """
     ends = time.monotonic() + seconds
     journal.unlink(missing_ok=True)
@@ -100,27 +105,21 @@ def run_group(
     skip = 0
     for _ in range(MOST_RESTARTS + 1):
         left = ends - time.monotonic()
-        words = [
-            *before,
-            *command,
-            "--group",
-            group,
-            "--journal",
-            str(journal),
-            "--skip",
-            str(skip),
-        ]
+        words = [*command, "--group", group, "--journal", str(journal), "--skip", str(skip)]
         log = journal.with_suffix(".log")
-        code = run_for(words, left, log)
+        code = run_for(words, left, log, journal, of_a_case)
         output = log.read_text(encoding="utf-8", errors="replace").strip()
         rows, begun, unfinished = read_journal(journal)
         if code == 0:
             return rows + lost
         tail = " ".join(output.split())[-300:]
-        if code is None:
+        if code is None and time.monotonic() > ends - 1:
             text = f"not finished after {seconds:.0f} s and ended, with the cases after it; {tail}"
             return [*rows, *lost, Row(group, unfinished or "(start)", FAILED, text)]
-        if code != LOST or unfinished is not None:
+        if code is None:
+            text = f"not finished after {of_a_case:.0f} s and ended; {tail}"
+            lost.append(Row(group, unfinished or "(process)", FAILED, text))
+        elif code != LOST or unfinished is not None:
             text = f"the process ended with code {code}: {tail}"
             lost.append(Row(group, unfinished or "(process)", FAILED, text))
         if begun <= skip:  # it would die at the same place again
@@ -129,16 +128,30 @@ def run_group(
     return [*rows, *lost]
 
 
-def run_for(command: Sequence[str], seconds: float, log: Path) -> int | None:
-    """The exit code of a command, its output in `log`; None if it had to be ended."""
+def run_for(
+    command: Sequence[str],
+    seconds: float,
+    log: Path,
+    journal: Path | None = None,
+    of_a_case: float = math.inf,
+) -> int | None:
+    """The exit code of a command, its output in `log`; None if it had to be ended: after `seconds`,
+    or `of_a_case` after it began, or wrote into `journal`, last.
+    """
+    ends = time.monotonic() + max(1.0, seconds)
+    last = time.time()
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            return process.wait(max(1.0, seconds))
-        except subprocess.TimeoutExpired:
-            return None
+            while (code := process.poll()) is None:
+                if journal is not None and journal.is_file():
+                    last = max(last, journal.stat().st_mtime)
+                if time.monotonic() > ends or time.time() - last > of_a_case:
+                    return None
+                time.sleep(0.05)
+            return code
         finally:  # with whatever it started
             if process.poll() is None:
                 with suppress(ProcessLookupError):
@@ -162,7 +175,10 @@ def run_groups(
         if left < 5:
             return [Row(name, "(all)", FAILED, f"not run: the {seconds:.0f} s were over")]
         start = time.monotonic()
-        rows = job(left)
+        try:
+            rows = job(left)
+        except Exception as error:  # of the parent's own: a full disk, say
+            rows = [Row(name, "(all)", FAILED, sentence(error))]
         bad = sum(row.state in (WRONG, FAILED) for row in rows)
         took = time.monotonic() - start
         say(f"{name}: {len(rows)} cases, {bad} wrong or failed, {took:.0f} s")

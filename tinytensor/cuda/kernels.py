@@ -272,17 +272,18 @@ def _function(path: Path, name: str, defines: Defines, device: int) -> Any:
 @cache
 def _module(path: Path, defines: Defines, device: int) -> Any:
     if path.name not in ONLY:
-        return cupy().RawModule(code=path.read_text(encoding="utf-8"), options=options(defines))
+        # CuPy keeps machine code by source and options; a header that has changed is told by one.
+        told = (*options(defines), f"-DHEADERS={_headers()}")
+        return cupy().RawModule(code=path.read_text(encoding="utf-8"), options=told)
     # CuPy compiles for the device's number alone (sm_90), which leaves out what sm_90a has.
     return cupy().RawModule(path=str(_compiled(path, ONLY[path.name], defines)))
 
 
 def _compiled(path: Path, architecture: str, defines: Defines) -> Path:
     """The file with the machine code of `path`, kept where CuPy keeps what it compiles."""
-    headers = "".join(p.read_text(encoding="utf-8") for p in sorted(folder().glob("*.*h")))
-    parts = (path.read_text(encoding="utf-8"), headers, architecture, *options(defines))
+    parts = (path.read_text(encoding="utf-8"), _headers(), architecture, *options(defines))
     version = cupy().cuda.nvrtc.getVersion()
-    digest = hashlib.sha256("\0".join((*parts, str(version))).encode()).hexdigest()[:32]
+    digest = _digest(*parts, str(version))
     root = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
     target = Path(root) / f"tinytensor-{digest}.cubin"
     if not target.is_file():
@@ -292,6 +293,16 @@ def _compiled(path: Path, architecture: str, defines: Defines) -> Path:
             built.write_bytes(compile_for(path, architecture, defines)[0])
             built.replace(target)  # at once: another process may be building the same
     return target
+
+
+@cache
+def _headers() -> str:
+    """What becomes another number when a header changes."""
+    return _digest(*(p.read_text(encoding="utf-8") for p in sorted(folder().glob("*.*h"))))
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
 
 
 def compile_for(path: Path, architecture: str, defines: Defines = ()) -> tuple[bytes, str]:

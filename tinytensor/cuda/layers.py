@@ -25,7 +25,7 @@ from ..ops.network import (
     softmax,
 )
 from ..random import Draw
-from . import elementwise, network
+from . import elementwise, entropy, network
 from .matmul import product
 from .operations import kernel_for
 from .rows import DTYPES, FLOAT32
@@ -173,12 +173,12 @@ def cuda_cross_entropy(
     flat = xp.ascontiguousarray(logits).reshape(-1, logits.shape[-1])
     classes = xp.ascontiguousarray(target).reshape(-1)
     options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    losses, totals = network.cross_entropy(flat, classes, weight, **options)
+    losses, totals = entropy.cross_entropy(flat, classes, weight, **options)
     y, per_row = reduced(losses.reshape(target.shape), share, reduction)
 
     def dlogits(dy: Array) -> Array:
         scale = xp.ascontiguousarray(per_row(dy.astype(FLOAT32)).astype(FLOAT32)).reshape(-1)
-        found = network.cross_entropy_gradient(
+        found = entropy.cross_entropy_gradient(
             flat, totals, classes, weight, scale=scale, **options
         )
         return found.reshape(logits.shape)
@@ -223,7 +223,7 @@ def cuda_linear_cross_entropy(
     losses, totals = xp.empty(len(rows), FLOAT32), xp.empty(len(rows), FLOAT32)
     for part in parts:
         out = losses[part], totals[part]
-        network.cross_entropy(logits_of(part), classes[part], class_weight, out=out, **options)
+        entropy.cross_entropy(logits_of(part), classes[part], class_weight, out=out, **options)
     y, per_row = reduced(losses.reshape(x.shape[:-1]), share, reduction)
 
     def vjp(dy: Array) -> tuple[Any, ...]:
@@ -233,7 +233,7 @@ def cuda_linear_cross_entropy(
         dbias = None if bias is None else xp.empty(V, FLOAT32)
         for part in parts:
             logits, more = logits_of(part), part.start > 0
-            dlogits = network.cross_entropy_gradient(
+            dlogits = entropy.cross_entropy_gradient(
                 logits, totals[part], classes[part], class_weight, out=logits,
                 scale=scale if len(scale) == 1 else scale[part], **options,
             )  # fmt: skip

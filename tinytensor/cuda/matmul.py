@@ -3,20 +3,21 @@
 `product(a, b)` is what the operations call: any shapes, strides and batch axes, bias and GELU in
 the same kernel, added to what is there if wanted. `ladder(name, a, b)` runs one rung of the study
 ladder in `kernels/matmul.cu`. Read the headers of `kernels/matmul_wgmma.cu`, `matmul_mma.cu` and
-`matmul_plain.cu`; `tiles.py` chooses among them.
+`matmul_plain.cu`; `tiles.py` chooses among them, `matmul_launch.py` launches.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..backend import Array, array_module, bfloat16
 from .kernels import Defines, launch
-from .tensor_map import Operand, refusal
+from .matmul_launch import ADD_TO_C, BIAS, GELU, PAIRS, SAVE, Axis, Product
+from .tensor_map import refusal
 from .tiles import (
     LARGE,
     MIDDLE,
@@ -31,13 +32,14 @@ from .tiles import (
     plan_wgmma,
     suits_wgmma,
 )
-from .views import forward_strided, is_aligned, orientation, strides, window
+from .views import forward_strided, strides
 
 __all__ = [
     "KERNELS",
     "LADDER",
     "VARIANTS",
     "Tile",
+    "avoid",
     "get_float32_matmul_precision",
     "ladder",
     "product",
@@ -46,9 +48,6 @@ __all__ = [
 
 FLOAT32 = np.dtype(np.float32)
 DTYPES = (FLOAT32, bfloat16)
-
-# What an epilogue does: the constants of kernels/matmul.cuh.
-ADD_TO_C, BIAS, GELU, SAVE, PAIRS = 1, 2, 4, 8, 16
 
 # Rung of the ladder -> rows and columns of C that a block of 16 × 16 threads makes.
 LADDER = {
@@ -104,6 +103,7 @@ VARIANTS: dict[str, tuple[Defines, ...]] = {
 }
 
 _precision = "highest"
+_avoided: set[str] = set()
 
 
 def set_float32_matmul_precision(precision: str) -> None:
@@ -124,6 +124,11 @@ def set_float32_matmul_precision(precision: str) -> None:
 def get_float32_matmul_precision() -> str:
     """What `set_float32_matmul_precision` was given last."""
     return _precision
+
+
+def avoid(*kernels: str) -> None:
+    """Let `product` choose among the other kernels, unless one of these is asked for by name."""
+    _avoided.update(kernels)
 
 
 def ladder(name: str, a: Array, b: Array, seed: int | None = None) -> Array:
@@ -201,7 +206,7 @@ def product(
     step = 128 // a.itemsize
     k_part = max(step, -(-k // parts // step) * step)
     parts = -(-k // k_part)
-    run = _Product(kernel, tile, k_part, parts, what, seed)
+    run = Product(kernel, tile, k_part, parts, what, seed)
 
     # The kernels count two axes of the batch; those before are counted here.
     *earlier, outer, inner = [(1, 0, 0, 0), (1, 0, 0, 0), *axes]
@@ -213,138 +218,7 @@ def product(
     return out
 
 
-# --- launching -----------------------------------------------------------------------------------
-
-Axis = tuple[int, int, int, int]  # of the batch: length, and strides in a, b and c
-
-
-class _Product(NamedTuple):
-    kernel: str
-    tile: Tile
-    k_part: int
-    parts: int
-    what: int
-    seed: int | None
-
-    def __call__(
-        self,
-        a: Array,
-        b: Array,
-        out: Array,
-        bias: Array,
-        before: Array,
-        places: list[int],
-        axes: tuple[Axis, Axis],
-    ) -> None:
-        """One launch: matrices that begin `places` elements into a, b and out, and the batch."""
-        (m, k), n = a.shape[-2:], b.shape[-1]
-        flat_a, flat_b = window(a)[places[0] :], window(b)[places[1] :]
-        flat_c = window(out)[places[2] :]
-        flat_before = None if before is None else window(before)[places[2] :]
-        xp = array_module(a)
-        (outer, a_outer, b_outer, c_outer), (inner, a_inner, b_inner, c_inner) = axes
-        batch, ldc = outer * inner, strides(out)[-2] or n
-        what, target, part_stride = self.what, flat_c, 0
-        if self.parts > 1:
-            target = xp.empty(batch * self.parts * m * n, np.float32)
-            c_outer, c_inner, part_stride = inner * self.parts * m * n, self.parts * m * n, m * n
-            what, ldc = 0, n
-        if is_aligned(target, (ldc, c_outer, c_inner, part_stride), 2) and (
-            before is None or is_aligned(flat_before, (), 2)
-        ):
-            what |= PAIRS
-        strides_of_batch = [inner, a_outer, a_inner, b_outer, b_inner, c_outer, c_inner]
-        rest = [*strides_of_batch, self.k_part, part_stride, what]
-        tiles = batch * -(-m // self.tile.m) * -(-n // self.tile.n)
-        grid: tuple[int, ...] = (tiles, self.parts)
-        threads, shared_bytes = 256, 0
-        whole = self.parts == 1
-        before_now, bias_now = (flat_before, bias) if whole else (None, None)
-        arrays = [target, before_now, flat_a, flat_b, bias_now]
-        types = (("real", _name(a.dtype)), ("out", _name(target.dtype)))
-        if self.kernel == "matmul_wgmma":
-            of_a = Operand.of(a, flat_a, (outer, a_outer), (inner, a_inner), self.tile.m)
-            of_b = Operand.of(
-                b.swapaxes(-1, -2), flat_b, (outer, b_outer), (inner, b_inner), self.tile.n
-            )
-            arrays = [target, before_now, of_a.map, of_b.map, bias_now]
-            grid = (min(tiles * self.parts, limits(xp).processors),)
-            threads, shared_bytes = 384, self.tile.shared_bytes + self.tile.barrier_bytes
-            defines: Defines = (
-                types[1],
-                ("TILE_N", self.tile.n),
-                ("STAGES", self.tile.stages),
-                ("TURNS", int(self.tile.turns)),
-                ("TRANSPOSE_A", int(not of_a.along_k)),
-                ("TRANSPOSE_B", int(of_b.along_k)),
-                ("WHAT", what),
-            )
-            shape = [m, n, k, tiles, self.parts, inner, *of_a.steps, *of_b.steps]
-            scalars = [*shape, ldc, c_outer, c_inner, self.k_part, part_stride]
-        elif self.kernel == "matmul_mma":
-            transpose_a, lda = orientation(a)
-            transpose_b, ldb = orientation(b)
-            aligned = is_aligned(flat_a, (lda, a_outer, a_inner)) and is_aligned(
-                flat_b, (ldb, b_outer, b_inner)
-            )
-            defines = (
-                *types,
-                ("TILE_M", self.tile.m),
-                ("TILE_N", self.tile.n),
-                ("STAGES", self.tile.stages),
-                ("TRANSPOSE_A", int(transpose_a)),
-                ("TRANSPOSE_B", int(transpose_b)),
-                ("ALIGNED", int(aligned)),
-            )
-            shared_bytes = self.tile.shared_bytes
-            scalars = [m, n, k, lda, ldb, ldc, *rest]
-        else:
-            steps = [*strides(a)[-2:], *strides(b)[-2:]]
-            defines = (*types, ("TILE", self.tile.m))
-            scalars = [m, n, k, *steps, ldc, *rest]
-        launch(
-            self.kernel,
-            grid,
-            (threads,),
-            arrays,
-            scalars,
-            defines=defines,
-            shared_bytes=shared_bytes,
-            seed=self.seed,
-        )
-        if not whole:
-            self._add_parts(target, flat_c, bias, flat_before, (m, n), axes, strides(out)[-2] or n)
-
-    def _add_parts(
-        self,
-        target: Array,
-        c: Array,
-        bias: Array,
-        before: Array,
-        shape: tuple[int, int],
-        axes: tuple[Axis, Axis],
-        ldc: int,
-    ) -> None:
-        m, n = shape
-        (outer, _, _, c_outer), (inner, _, _, c_inner) = axes
-        real = c.dtype if bias is None else bias.dtype
-        for i, j in itertools.product(range(outer), range(inner)):
-            at, size = i * c_outer + j * c_inner, self.parts * m * n
-            start = (i * inner + j) * size
-            launch(
-                "matmul_add_parts",
-                (-(-m * n // 256),),
-                (256,),
-                [
-                    c[at:],
-                    None if before is None else before[at:],
-                    target[start : start + size],
-                    bias,
-                ],
-                [m, n, self.parts, ldc, self.what],
-                defines=(("real", _name(real)), ("out", _name(c.dtype))),
-                seed=self.seed,
-            )
+# --- how factors lie ---------------------------------------------------------------------------
 
 
 def _readable(x: Array) -> Array:
@@ -370,10 +244,6 @@ def _batch_axes(a: Array, b: Array, out: Array) -> list[Axis]:
     return axes
 
 
-def _name(dtype: Any) -> str:
-    return "float" if dtype == FLOAT32 else "bf16"
-
-
 # --- choosing ------------------------------------------------------------------------------------
 
 
@@ -382,7 +252,8 @@ def _choose_kernel(wanted: str | None, a: Array, b: Array, axes: list[Axis], dev
     if wanted is not None and wanted not in KERNELS:
         raise ValueError(f"matmul: there is no kernel {wanted!r}; there are {', '.join(KERNELS)}")
     (m, k), n = a.shape[-2:], b.shape[-1]
-    if wanted == "matmul_wgmma" or (wanted is None and suits_wgmma(m, n, k, a.dtype, device)):
+    suits = "matmul_wgmma" not in _avoided and suits_wgmma(m, n, k, a.dtype, device)
+    if wanted == "matmul_wgmma" or (wanted is None and suits):
         reason = _wgmma_refusal(a, b, axes, device)
         if reason is None:
             return "matmul_wgmma"
@@ -391,6 +262,7 @@ def _choose_kernel(wanted: str | None, a: Array, b: Array, axes: list[Axis], dev
     if wanted is not None:
         return wanted
     tensor_cores = a.dtype == bfloat16 or _precision != "highest"
+    tensor_cores = tensor_cores and "matmul_mma" not in _avoided
     return "matmul_mma" if tensor_cores and device.tensor_cores else "matmul_plain"
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..backend import cupy
 from . import attention, matmul
 from .kernels import ONLY, Defines, compile_for, folder
 from .rows import DTYPES, choose, element
@@ -173,11 +174,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", help="names of sources (all)")
     parser.add_argument("--architecture", choices=ARCHITECTURES, help="only this one (all seven)")
     given = parser.parse_args(arguments)
+    sources = {path.name for path, _, _ in jobs()}
+    if unknown := set(given.files) - sources:
+        parser.error(f"no source is called {min(unknown)}; there are {', '.join(sorted(sources))}")
+    try:
+        cupy()
+    except RuntimeError as error:
+        parser.error(str(error))
     spills = 0
     for path, defines, architectures in jobs():
         if given.files and path.name not in given.files:
             continue
-        for architecture in architectures if not given.architecture else (given.architecture,):
+        for architecture in architectures:
+            if given.architecture not in (None, architecture):
+                continue
             _, log = compile_for(path, architecture, defines)
             variant = " ".join(f"{key}={value}" for key, value in defines) or "as it stands"
             for use in usage(log):

@@ -6,6 +6,8 @@ host that nobody asked for; ten training steps of a small GPT against the CPU, p
 autocast and as a captured graph; compute-sanitizer over the same cases in tiny shapes, where it is
 installed. Prints one table, writes it as verify.md and verify.json into FOLDER (anew after each
 group, so that what was found is there whenever it is ended), and exits with 1 if anything is wrong.
+`--only wgmma` looks at Hopper's product alone, which all others of bfloat16 are made by; if it is
+wrong there, `--without matmul_wgmma` verifies the rest with `mma.sync`.
 `--device cuda-sim` runs the same list in tiny shapes in the simulator.
 """
 
@@ -27,6 +29,7 @@ import numpy as np
 from ..backend import cupy, device
 from ..tensor import Tensor, as_tensor
 from . import layers as layers  # (registers its kernels)
+from . import matmul
 from .device import host_copies
 from .graph import _no_waiting, graph
 from .groups import (
@@ -40,19 +43,21 @@ from .groups import (
     run_for,
     run_group,
     run_groups,
+    sentence,
     table,
     this_program,
     write_tables,
 )
 from .small_gpt import TINY, Sizes, model_class, parameter_groups
-from .verify_cases import GROUPS, Lab
+from .verify_cases import GROUPS
+from .verify_lab import Lab
 
 MODULE = "tinytensor.cuda.verify"
 SECONDS = 500.0  # for all
-OF_A_GROUP = 300.0
+OF_A_GROUP, OF_A_CASE = 300.0, 100.0
 STEPS = 10
 TOOLS = {"memcheck": 150.0, "racecheck": 200.0}
-SANITIZED = ("matmul", "attention", "rows", "elementwise", "optimizer")
+SANITIZED = ("matmul", "attention", "rows", "elementwise", "optimizer", "wgmma")
 SMALL = Sizes(V=512, T=64, layers=3, H=4, C=128)
 
 
@@ -115,8 +120,8 @@ def training_group(lab: Lab) -> None:
         ("dropout, captured: each step its own masks", {"captured": True, "dropout": 0.2}, 1e-4),
     )
     for name, options, limit in cases:
-        lab.journal.case(f"{STEPS} steps, {name}", compared(options, limit))
-    lab.journal.case("copies to the host in a step", lambda: _copies(lab, sizes))
+        lab.case(f"{STEPS} steps, {name}", compared(options, limit))
+    lab.case("copies to the host in a step", lambda: _copies(lab, sizes))
 
 
 def _same_losses(
@@ -160,7 +165,17 @@ def _quiet(lab: Lab, number: int) -> Any:
     return _no_waiting(lab.xp) if number and lab.where != "cuda-sim" else nullcontext()
 
 
-ALL: dict[str, Callable[[Lab], None]] = {**GROUPS, "training": training_group}
+def _nccl_group(lab: Lab) -> None:
+    from ..distributed import verify_nccl  # which builds on what is verified here
+
+    verify_nccl.nccl_group(lab)
+
+
+ALL: dict[str, Callable[[Lab], None]] = {
+    **GROUPS,
+    "training": training_group,
+    "nccl": _nccl_group,
+}
 
 
 # --- the whole -----------------------------------------------------------------------------------
@@ -170,10 +185,13 @@ def environment(where: str) -> tuple[list[Row], dict[str, Any]]:
     """What `doctor` finds, and the GPU's own facts."""
     from .. import doctor
 
-    rows = [
-        Row("environment", subject, WRONG if state == doctor.BROKEN else GOOD, text)
-        for subject, state, text, _ in doctor.examine()
-    ]
+    try:
+        rows = [
+            Row("environment", subject, WRONG if state == doctor.BROKEN else GOOD, text)
+            for subject, state, text, _ in doctor.examine()
+        ]
+    except Exception as error:  # the kernels can be verified all the same
+        rows = [Row("environment", "doctor", FAILED, sentence(error))]
     facts: dict[str, Any] = {"device": where}
     if where != "cuda-sim":
         runtime = cupy().cuda.runtime
@@ -254,7 +272,12 @@ def child(group: str, where: str, journal: Path, tiny: bool, skip: int, plain: b
 
 
 def verify(
-    folder: Path, where: str, only: Sequence[str], workers: int, seconds: float
+    folder: Path,
+    where: str,
+    only: Sequence[str],
+    workers: int,
+    seconds: float,
+    without: Sequence[str] = (),
 ) -> tuple[list[Row], dict[str, Any]]:
     """All rows, and the facts of the machine; the tables in `folder` grow with each group."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -262,10 +285,11 @@ def verify(
     facts["date"] = datetime.date.today().isoformat()
     on_sim = where == "cuda-sim"
     command = [*this_program(MODULE), "--device", where, *(["--tiny"] if on_sim else [])]
+    command += ["--without", *without] if without else []
 
     def job(name: str) -> Callable[[float], list[Row]]:
         journal = folder / f"{name}.jsonl"
-        return lambda left: run_group(command, name, journal, min(left, OF_A_GROUP))
+        return lambda left: run_group(command, name, journal, min(left, OF_A_GROUP), OF_A_CASE)
 
     jobs = [(name, job(name)) for name in only]
     if not on_sim and set(only) == set(ALL):
@@ -323,7 +347,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--out", type=Path, help="folder for verify.md, verify.json and the logs")
     add("--device", default="cuda", choices=("cuda", "cuda-sim"))
     add("--only", nargs="+", choices=list(ALL), default=list(ALL), metavar="GROUP")
-    add("--workers", type=int, default=4, help="groups at a time: most of the time is compiling")
+    workers = max(4, (os.cpu_count() or 4) // 2)
+    add("--workers", type=int, default=workers, help="groups at a time: most of it is compiling")
+    add("--without", nargs="+", choices=matmul.KERNELS[:-1], default=[], metavar="KERNEL",
+        help="matrix products by other kernels, where not asked for by name")  # fmt: skip
     add("--seconds", type=float, default=SECONDS, help=f"for all ({SECONDS:.0f})")
     add("--group", choices=list(ALL), help=argparse.SUPPRESS)
     add("--journal", type=Path, help=argparse.SUPPRESS)
@@ -333,13 +360,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.group:
         tiny, plain = given.tiny, given.plain_memory
+        matmul.avoid(*given.without)
         return child(given.group, given.device, given.journal, tiny, given.skip, plain)
     if given.out is None:
         parser.error("--out FOLDER says where the tables go")
     if given.device == "cuda" and not (count := _devices()):
         print(f"verify: CuPy sees {count} GPUs here; --device cuda-sim runs in the simulator")
         return 2
-    rows, facts = verify(given.out, given.device, given.only, given.workers, given.seconds)
+    rows, facts = verify(
+        given.out, given.device, given.only, given.workers, given.seconds, given.without
+    )
     print(report(rows, facts))
     return int(any(row.state in (WRONG, FAILED) for row in rows))
 

@@ -1,13 +1,8 @@
 """The cases of `verify`: every kernel and every operation that has one, against float64 (CPU).
 
-A group is a function that is given a `Lab`: where arrays are made, whether the shapes are GPT-2's
-or tiny, and how a result is judged. Large products and attention are compared where they were
-sampled: whole rows, whole columns, whole heads. `verify.py` runs the groups.
-
-The measure is the largest error over the largest exact number, in units of the dtype's rounding
-(the distance from 1 to the next number). A sum of n terms may be off by 4 + √n units in float32.
-Sums are float32 for bfloat16 too, so there a result may be off by 1 unit, and by 1 more for each
-rounding to bfloat16 on the way to it.
+A group is a function that is given a `Lab` (`verify_lab.py`): where arrays are made, whether the
+shapes are GPT-2's or tiny, and how a result is judged. Products and attention are in
+`verify_products.py`; `verify.py` runs the groups.
 """
 
 from __future__ import annotations
@@ -19,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import autograd
-from ..backend import Array, DType, bfloat16, cupy
+from ..backend import DType, bfloat16
 from ..ops import elementwise as elementwise_ops
 from ..ops import linalg as linalg_ops
 from ..ops import network as network_ops
@@ -28,24 +23,19 @@ from ..ops.choosing import sample_logits
 from ..random import Draw, keep_mask, normal, uniform, words
 from ..random import Generator as RandomGenerator
 from ..tensor import OPERATIONS, Operation, as_tensor, reference_ops
-from . import attention, elementwise, matmul, network, optimizer, pointwise
-from .device import SimArray, sim
-from .groups import FAILED, GOOD, LOST, WRONG, Journal
+from . import elementwise, entropy, network, optimizer, pointwise
+from .device import SimArray
 from .kernels import launch
-from .tiles import TURNS, WIDE, Tile, limits
-
-Host = np.ndarray[Any, Any]
-FLOAT32: DType = np.dtype(np.float32)
-DTYPES = (FLOAT32, bfloat16)
-TF32 = 2.0**-10
-DRAW = Draw(5, 6)
+from .verify_lab import DRAW, DTYPES, FLOAT32, Compared, Host, Lab, name_of, rounding, wide
+from .verify_products import attention_group, matmul_group, wgmma_group
 
 # Group -> the kernels that its cases run. A test asks for every kernel, and counts the launches.
 KERNELS = {
     "matmul": (
         "matmul_naive", "matmul_tiled", "matmul_register_tiled", "matmul_vectorised",
-        "matmul_plain", "matmul_mma", "matmul_wgmma", "matmul_add_parts",
+        "matmul_plain", "matmul_mma", "matmul_add_parts",
     ),
+    "wgmma": ("matmul_wgmma", "matmul_add_parts"),
     "attention": (
         "attention_forward", "attention_dkdv", "attention_dq", "attention_delta",
         "attention_plain_forward", "attention_plain_dkdv", "attention_plain_dq",
@@ -63,348 +53,6 @@ KERNELS = {
     ),
     "optimizer": ("adamw", "set_factors", "sum_of_squares", "norm_and_scale", "scale_in_place"),
 }  # fmt: skip
-
-
-class Compared(NamedTuple):
-    """A result beside the exact one. `length`: terms of its sums; `roundings`: to its dtype on the
-    way; `unit`: its rounding, if not that of its dtype.
-    """
-
-    what: str
-    ours: Array
-    exact: Host
-    length: int = 1
-    roundings: int = 0
-    unit: float = 0.0
-
-
-def rounding(dtype: DType) -> float:
-    return 2.0**-7 if dtype == bfloat16 else 2.0**-23
-
-
-def judge(ours: Host, exact: Host, length: int, roundings: int, unit: float) -> tuple[float, float]:
-    """(error, limit) in units of rounding; an infinite error where the two are not finite alike."""
-    wide, exact = ours.astype(np.float64), np.asarray(exact, np.float64)
-    if wide.shape != exact.shape:
-        return math.inf, 0.0
-    finite = np.isfinite(exact)
-    strange = np.array_equal(wide[~finite], exact[~finite], equal_nan=True)
-    if not strange or not np.isfinite(wide[finite]).all():
-        return math.inf, 0.0
-    if unit or ours.dtype != bfloat16:
-        limit = 4 + roundings + math.sqrt(length)
-    else:
-        limit = 1 + roundings + math.sqrt(length) / 1024
-    size = float(np.abs(exact[finite]).max(initial=0.0)) or 1.0
-    error = float(np.abs(wide[finite] - exact[finite]).max(initial=0.0))
-    return error / (size * (unit or rounding(ours.dtype))), limit
-
-
-class Lab:
-    """Where a group works: the module `xp` of the device's arrays, tiny shapes or GPT-2's."""
-
-    def __init__(self, journal: Journal, where: str, tiny: bool) -> None:
-        self.journal, self.where, self.tiny = journal, where, tiny
-        self.xp: Any = sim if where == "cuda-sim" else cupy()
-        self.rng = np.random.default_rng(0)
-
-    def check(self, name: str, run: Callable[..., Iterator[Compared]], *args: Any) -> None:
-        """One case: every result that `run(self, *args)` yields must be within its limit."""
-
-        def judged() -> tuple[str, str, dict[str, Any]]:
-            worst, text, state, found = -1.0, "nothing compared", WRONG, 0
-            for what, ours, exact, length, roundings, unit in run(self, *args):
-                error, limit = judge(self.host(ours), exact, length, roundings, unit)
-                found += 1
-                if error / max(limit, 1e-9) > worst:
-                    worst = error / max(limit, 1e-9)
-                    state = GOOD if error <= limit else WRONG
-                    text = f"{what}: {error:.2f} of {limit:.2f} units"
-                    numbers = {"error": min(error, 1e30), "limit": limit}
-            self.wait()
-            return state, text, numbers if found else {}
-
-        row = self.journal.case(name, judged)
-        if row is not None and row.state == FAILED:
-            try:
-                self.wait()
-            except Exception:  # the process has lost the GPU; the parent starts another one
-                raise SystemExit(LOST) from None
-
-    def wait(self) -> None:
-        """Errors of kernels that are still running belong to this case."""
-        if self.where != "cuda-sim":
-            self.xp.cuda.runtime.deviceSynchronize()
-
-    def host(self, x: Array) -> Host:
-        return x if isinstance(x, np.ndarray) else self.xp.asnumpy(x)
-
-    def put(self, x: Any) -> Any:
-        """A NumPy array on the device; anything else as it is."""
-        return self.xp.asarray(x) if isinstance(x, np.ndarray) else x
-
-    def normal(self, *shape: int, dtype: DType = FLOAT32, scale: float = 1.0) -> Host:
-        x = self.rng.standard_normal(shape, np.float32)
-        return (x * np.float32(scale) if scale != 1 else x).astype(dtype, copy=False)
-
-    def poisoned(self, shape: tuple[int, ...], dtype: DType) -> Array:
-        """An output in which every element that is not written is seen."""
-        return self.put(np.full(shape, np.nan, np.float32).astype(dtype))
-
-    def pick(self, n: int, most: int) -> Host:
-        """Some of 0, …, n - 1: the first, the last, and others between."""
-        if n <= most:
-            return np.arange(n)
-        inner = np.sort(self.rng.choice(n - 2, most - 2, replace=False) + 1)
-        return np.concatenate([[0], inner, [n - 1]])
-
-
-def wide(x: Any) -> Any:
-    return x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype in DTYPES else x
-
-
-def name_of(dtype: DType) -> str:
-    return "bfloat16" if dtype == bfloat16 else "float32"
-
-
-# --- matmul --------------------------------------------------------------------------------------
-
-
-def gelu_tanh(x: Host) -> Host:
-    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
-
-
-def matmul_group(lab: Lab) -> None:
-    """Products in every form: shapes, transposes, epilogues, batches, TF32, parts, the ladder."""
-    shapes = [(1, 1, 1), (17, 33, 5), (65, 63, 130)] if lab.tiny else [
-        (16384, 2304, 768), (16384, 768, 768), (16384, 3072, 768), (16384, 768, 3072),
-        (16384, 50304, 768), (65536, 50304, 768), (768, 2304, 16384), (1, 50304, 768),
-        (1, 1, 1), (129, 127, 65), (1000, 777, 333), (257, 4099, 31),
-    ]  # fmt: skip
-    for dtype in DTYPES:
-        for m, n, k in shapes:
-            if m * n > 2**31 and dtype == FLOAT32:
-                continue  # the point is the index, and 13 GB show no more than 6.6
-            for form in ("nn", "nt", "tn", "tt") if m * n * k < 2**31 else ("nt",):
-                lab.check(
-                    f"product {name_of(dtype)} {form} {m}×{n}×{k}",
-                    _product,
-                    m,
-                    n,
-                    k,
-                    dtype,
-                    form,
-                )
-    for dtype in DTYPES:
-        m, n, k = (9, 35, 20) if lab.tiny else (1000, 3072, 768)
-        lab.check(f"bias and GELU {name_of(dtype)}", _epilogue, m, n, k, dtype)
-        lab.check(f"added to what is there {name_of(dtype)}", _added, dtype)
-        lab.check(f"batch that broadcasts {name_of(dtype)}", _batched, dtype)
-        lab.check(f"sum in parts {name_of(dtype)}", _parts, dtype)
-    if limits(lab.xp).hopper:
-        shapes = [(65, 136, 72)] if lab.tiny else [(16384, 2304, 768), (1000, 776, 4096)]
-        for m, n, k in shapes:
-            for tile in (WIDE, TURNS):
-                name = f"wgmma, {'turns' if tile.turns else 'halves'}, {m}×{n}×{k}"
-                for form in ("nn", "nt", "tn", "tt"):
-                    lab.check(
-                        f"{name} {form}",
-                        _product,
-                        m - m % 8,
-                        n,
-                        k,
-                        bfloat16,
-                        form,
-                        "matmul_wgmma",
-                        tile,
-                    )
-                lab.check(f"{name}: epilogue, batch, parts", _wgmma, min(m, 1000), n, k, tile)
-        if not lab.tiny:
-            lab.check(
-                "mma 16384×2304×768", _product, 16384, 2304, 768, bfloat16, "nt", "matmul_mma"
-            )
-    lab.check("TF32", _tf32)
-    lab.check("without tensor cores", _product, 40, 50, 60, bfloat16, "nn", "matmul_plain")
-    for rung in matmul.LADDER:
-        lab.check(f"ladder: {rung}", _ladder, rung)
-
-
-def _factors(
-    lab: Lab, m: int, n: int, k: int, dtype: DType, form: str
-) -> tuple[Any, Any, Any, Any]:
-    a = lab.normal(*((m, k) if form[0] == "n" else (k, m)), dtype=dtype)
-    b = lab.normal(*((k, n) if form[1] == "n" else (n, k)), dtype=dtype)
-    on = [lab.put(a), lab.put(b)]
-    host = [a, b]
-    for i in (0, 1):
-        if form[i] == "t":
-            on[i], host[i] = on[i].swapaxes(0, 1), host[i].swapaxes(0, 1)
-    return on[0], on[1], host[0], host[1]
-
-
-def _product(
-    lab: Lab,
-    m: int,
-    n: int,
-    k: int,
-    dtype: DType,
-    form: str,
-    kernel: str | None = None,
-    tile: Tile | None = None,
-) -> Iterator[Compared]:
-    a, b, host_a, host_b = _factors(lab, m, n, k, dtype, form)
-    out = lab.xp.empty((m, n), dtype)
-    bits = out.view(np.uint16 if dtype == bfloat16 else np.uint32)
-    infinity = 0x7F80 if dtype == bfloat16 else 0x7F800000
-    bits[...] = infinity + 1  # a nan in each element
-    matmul.product(a, b, out=out, kernel=kernel, tile=tile)
-    rows, columns = lab.pick(m, max(8, -(-m // 128))), lab.pick(n, 24)
-    most = max(1, 2**27 // n)  # of the float64 reference
-    rows = rows[:: max(1, -(-len(rows) // most))]
-    found = lab.host(bits[lab.put(rows)]).view(dtype)
-    yield Compared("rows", found, wide(host_a[rows]) @ wide(host_b), k)
-    if m * len(columns) <= 2**24:
-        found = lab.host(bits[:, lab.put(columns)]).view(dtype)
-        yield Compared("columns", found, wide(host_a) @ wide(host_b[:, columns]), k)
-    missing = lab.host((bits == infinity + 1).sum())
-    yield Compared("elements not written", missing, np.zeros(()))
-
-
-def _epilogue(lab: Lab, m: int, n: int, k: int, dtype: DType) -> Iterator[Compared]:
-    a, b, bias = (lab.normal(*s, dtype=dtype) for s in ((m, k), (k, n), (n,)))
-    before, out = lab.poisoned((m, n), dtype), lab.poisoned((m, n), dtype)
-    matmul.product(lab.put(a), lab.put(b), bias=lab.put(bias), gelu=True, before=before, out=out)
-    exact = wide(a) @ wide(b) + wide(bias)
-    yield Compared("before GELU", before, exact, k)
-    yield Compared("after GELU", out, gelu_tanh(exact), k)
-
-
-def _wgmma(lab: Lab, m: int, n: int, k: int, tile: Tile) -> Iterator[Compared]:
-    a, b, bias = (lab.normal(*s, dtype=bfloat16) for s in ((2, m, k), (k, n), (n,)))
-    exact = wide(a) @ wide(b) + wide(bias)
-    for parts in (1, 2):
-        before, out = lab.poisoned((2, m, n), FLOAT32), lab.poisoned((2, m, n), FLOAT32)
-        matmul.product(
-            lab.put(a), lab.put(b), bias=lab.put(bias), gelu=True, before=before, out=out,
-            kernel="matmul_wgmma", tile=tile, parts=parts,
-        )  # fmt: skip
-        yield Compared(f"before GELU, {parts} parts", before, exact, k)
-        yield Compared(f"after GELU, {parts} parts", out, gelu_tanh(exact), k)
-
-
-def _added(lab: Lab, dtype: DType) -> Iterator[Compared]:
-    m, n, k = (12, 20, 33) if lab.tiny else (768, 2304, 4096)
-    a, b, c = lab.normal(k, m, dtype=dtype), lab.normal(k, n, dtype=dtype), lab.normal(m, n)
-    out = lab.put(c)
-    matmul.product(lab.put(a).swapaxes(0, 1), lab.put(b), out=out, accumulate=True)
-    yield Compared("float32 result", out, wide(c) + wide(a).T @ wide(b), k)
-
-
-def _batched(lab: Lab, dtype: DType) -> Iterator[Compared]:
-    a, b = lab.normal(3, 1, 17, 24, dtype=dtype), lab.normal(2, 24, 19, dtype=dtype)
-    yield Compared("result", matmul.product(lab.put(a), lab.put(b)), wide(a) @ wide(b), 24)
-
-
-def _parts(lab: Lab, dtype: DType) -> Iterator[Compared]:
-    k = 300 if lab.tiny else 20_000
-    a, b = lab.normal(30, k, dtype=dtype), lab.normal(k, 40, dtype=dtype)
-    exact = wide(a) @ wide(b)
-    for parts in (1, 3):
-        ours = matmul.product(lab.put(a), lab.put(b), parts=parts)
-        yield Compared(f"{parts} parts", ours, exact, k)
-
-
-def _tf32(lab: Lab) -> Iterator[Compared]:
-    m, n, k = (20, 30, 40) if lab.tiny else (1000, 2304, 768)
-    a, b = lab.normal(m, k), lab.normal(k, n)
-    ours = matmul.product(lab.put(a), lab.put(b), kernel="matmul_mma")
-    yield Compared("result", ours, wide(a) @ wide(b), 1, unit=TF32)
-
-
-def _ladder(lab: Lab, rung: str) -> Iterator[Compared]:
-    m, n, k = (20, 36, 17) if lab.tiny else (1000, 777, 333)
-    if rung == "matmul_vectorised":
-        m, n, k = (-(-x // 4) * 4 for x in (m, n, k))
-    a, b = lab.normal(m, k), lab.normal(k, n)
-    yield Compared("result", matmul.ladder(rung, lab.put(a), lab.put(b)), wide(a) @ wide(b), k)
-
-
-# --- attention -----------------------------------------------------------------------------------
-
-
-def attention_group(lab: Lab) -> None:
-    """Heads of several sizes, causal or not, other key lengths, dropout; decoding."""
-    shapes = [(1, 2, 20, 20, 16), (1, 1, 9, 35, 24)] if lab.tiny else [
-        (16, 12, 1024, 1024, 64), (2, 3, 1, 1, 64), (2, 3, 129, 129, 16), (1, 2, 100, 333, 80),
-        (1, 2, 333, 100, 128), (2, 2, 500, 500, 33),
-    ]  # fmt: skip
-    for dtype in DTYPES:
-        for B, H, L, S, D in shapes:
-            for causal in (True, False) if lab.tiny or L * S < 2**18 else (True,):
-                how = attention.Attention(causal)
-                name = f"{name_of(dtype)} {(B, H, L, S, D)}{' causal' if causal else ''}"
-                lab.check(
-                    name,
-                    _attention,
-                    (B, H, L, S, D),
-                    dtype,
-                    how,
-                )
-        dropped = attention.Attention(True, dropout_p=0.25, draw=DRAW)
-        shape = (1, 2, 20, 20, 16) if lab.tiny else (2, 2, 200, 200, 64)
-        lab.check(f"{name_of(dtype)} dropout", _attention, shape, dtype, dropped)
-        lab.check(f"{name_of(dtype)} decode", _decode, dtype)
-    plain = attention.Attention(True, tensor_cores=False)
-    shape = (1, 2, 20, 20, 16) if lab.tiny else (2, 2, 200, 200, 64)
-    lab.check("bfloat16 without tensor cores", _attention, shape, bfloat16, plain)
-
-
-def _attention(lab: Lab, sizes: Any, dtype: DType, how: attention.Attention) -> Iterator[Compared]:
-    B, H, L, S, D = sizes
-    q, dy = (lab.normal(B, L, H, D, dtype=dtype).swapaxes(1, 2) for _ in range(2))
-    k, v = (lab.normal(B, S, H, D, dtype=dtype).swapaxes(1, 2) for _ in range(2))
-    to = [lab.put(x.swapaxes(1, 2)).swapaxes(1, 2) for x in (q, k, v, dy)]
-    y, log_sum_exp = attention.forward(to[0], to[1], to[2], how)
-    grads = attention.backward(to[3], to[0], to[1], to[2], y, log_sum_exp, how)
-    heads = [(int(i) // H, int(i) % H) for i in lab.pick(B * H, 6)]
-    mask: Any = None
-    if how.dropout_p:  # the mask depends on the place in (B, H, L, S)
-        mask = keep_mask(how.draw, (B, H, L, S), how.dropout_p) / (1 - how.dropout_p)
-    rough = dtype == bfloat16  # weights and their gradients are rounded for the tensor cores
-    for b, h in heads:
-        one = [wide(x[b, h]) for x in (q, k, v, dy)]
-        keep = None if mask is None else mask[b, h]
-        exact = _exact_attention(one[0], one[1], one[2], one[3], how.is_causal, keep)
-        found = (y[b, h], *(g[b, h] for g in grads))
-        for what, ours, right in zip(("y", "dq", "dk", "dv"), found, exact, strict=True):
-            yield Compared(f"{what} of head {(b, h)}", ours, right, S + L + D, 4 if rough else 0)
-
-
-def _exact_attention(
-    q: Host, k: Host, v: Host, dy: Host, causal: bool, keep: Host | None
-) -> tuple[Host, Host, Host, Host]:
-    scale = 1 / math.sqrt(q.shape[1])
-    scores = q @ k.T * scale
-    if causal:
-        scores = np.where(np.tri(*scores.shape, dtype=np.bool_), scores, -np.inf)
-    w = np.exp(scores - scores.max(axis=1, keepdims=True))
-    w /= w.sum(axis=1, keepdims=True)
-    dropped = w if keep is None else w * keep
-    dw = dy @ v.T if keep is None else dy @ v.T * keep
-    ds = w * (dw - (dw * w).sum(axis=1, keepdims=True)) * scale
-    return dropped @ v, ds @ k, ds.T @ q, dropped.T @ dy
-
-
-def _decode(lab: Lab, dtype: DType) -> Iterator[Compared]:
-    B, H, S, D = (1, 2, 50, 16) if lab.tiny else (8, 12, 1000, 64)
-    q, k, v = (lab.normal(B, H, n, D, dtype=dtype) for n in (1, S, S))
-    y, _ = attention.decode(*map(lab.put, (q, k, v)))
-    exact = [
-        _exact_attention(*[wide(x[b, h]) for x in (q, k, v, q)], False, None)[0]  # type: ignore[call-arg]
-        for b in range(B)
-        for h in range(H)
-    ]
-    yield Compared("y", y, np.stack(exact).reshape(B, H, 1, D), S + D, 1)
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -521,14 +169,14 @@ def _cross_entropy(lab: Lab, rows: int, V: int, dtype: DType) -> Iterator[Compar
     x, scale = lab.normal(rows, V, dtype=dtype, scale=3), lab.normal(rows)
     target = lab.rng.integers(0, V, rows)
     target[::5] = -100
-    losses, totals = network.cross_entropy(lab.put(x), lab.put(target), label_smoothing=0.1)
+    losses, totals = entropy.cross_entropy(lab.put(x), lab.put(target), label_smoothing=0.1)
     valid, at = target != -100, np.where(target == -100, 0, target)
     log_p = wide(x) - wide(x).max(axis=1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
     q = np.full((rows, V), 0.1 / V)
     q[np.arange(rows), at] += 0.9
     yield Compared("losses", losses, valid * -(q * log_p).sum(axis=1), V, 2)
-    dx = network.cross_entropy_gradient(
+    dx = entropy.cross_entropy_gradient(
         lab.put(x), totals, lab.put(target), scale=lab.put(scale), label_smoothing=0.1
     )
     exact = (np.exp(log_p) - q) * (valid * wide(scale))[:, None]
@@ -543,15 +191,15 @@ def _in_parts(lab: Lab, dtype: DType) -> Iterator[Compared]:
     targets, edges = lab.put(target), [0, V // 3, V // 2, V]
     parts = [lab.put(np.ascontiguousarray(x[:, a:b])) for a, b in zip(edges, edges[1:])]  # noqa: B905, RUF007
     for first, part in zip(edges, parts, strict=False):
-        network.linear_cross_entropy_part(state, part, targets, first)
-    losses, totals = network.linear_cross_entropy_loss(state, targets)
+        entropy.linear_cross_entropy_part(state, part, targets, first)
+    losses, totals = entropy.linear_cross_entropy_loss(state, targets)
     log_p = wide(x) - np.log(np.exp(wide(x)).sum(axis=1, keepdims=True))
     yield Compared("losses", losses, -log_p[np.arange(rows), target], V)
     one = lab.put(np.ones(1, np.float32))
     hot = np.zeros((rows, V))
     hot[np.arange(rows), target] = 1
     for first, part in zip(edges, parts, strict=False):
-        network.linear_cross_entropy_gradient(part, totals, targets, first, scale=one)
+        entropy.linear_cross_entropy_gradient(part, totals, targets, first, scale=one)
         right = (np.exp(log_p) - hot)[:, first : first + part.shape[1]]
         yield Compared(f"dlogits from {first}", part, right, V, 1)
 
@@ -824,6 +472,7 @@ def _tensor(x: Any) -> Any:
 
 
 GROUPS: dict[str, Callable[[Lab], None]] = {
+    "wgmma": wgmma_group,
     "matmul": matmul_group,
     "attention": attention_group,
     "rows": rows_group,

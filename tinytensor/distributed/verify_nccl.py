@@ -9,12 +9,13 @@ capture accepts all of it. Sums between ranks need as many GPUs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from ..backend import Array, bfloat16
-from ..cuda.groups import ABSENT, GOOD, WRONG
+from ..cuda.groups import ABSENT, GOOD, WRONG, sentence
 from .lane import StreamLane
 from .nccl import TYPES, NcclCommunicator, library
 from .operations import ReduceOp
@@ -31,11 +32,17 @@ def nccl_group(lab: Any) -> None:
     if lab.where == "cuda-sim":
         lab.journal.case("(all)", lambda: (ABSENT, "the simulator has no NCCL", {}))
         return
-    nccl, xp = library(), lab.xp
+    try:
+        nccl = library()
+    except RuntimeError as error:
+        reason = sentence(error)
+        lab.journal.case("(all)", lambda: (ABSENT, reason, {}))
+        return
+    xp = lab.xp
     communicator = NcclCommunicator.connect(0, 1, nccl.get_unique_id())
     for name, run in cases(communicator, xp, lambda work: captured(xp, work)):
-        lab.journal.case(name, run)
-    lab.journal.case("abort", lambda: _abort(nccl))
+        lab.case(name, run)
+    lab.case("abort", lambda: _abort(nccl))
     communicator.close()
 
 
@@ -148,7 +155,12 @@ def captured(xp: Any, work: Callable[[], None]) -> Callable[[], None]:
     xp.cuda.Device().synchronize()
     with stream:
         stream.begin_capture()
-        work()
+        try:
+            work()
+        except BaseException:  # a stream that went on capturing would fail the cases after this
+            with suppress(Exception):
+                stream.end_capture()
+            raise
         graph = stream.end_capture()
 
     def replay() -> None:
