@@ -5,7 +5,7 @@ the optimizer take a step. The line has two parameters and a known answer. The s
 told apart by any line; the network bends one until it fits, and the picture shows which side of it
 each point of the plane lies on.
 
-Runs for 2 seconds. The last line is the share of points on the right side, as in
+Runs for a second. The last line is the share of points on the right side, as in
 "400 of 400 points are on the right side".
 """
 

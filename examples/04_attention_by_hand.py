@@ -7,7 +7,7 @@ Then several heads at once, written out and as `F.scaled_dot_product_attention`,
 the (T, T) weights: outputs and gradients are equal.
 
 Runs for a second. The last line says how equal, as in
-"largest difference: output 3.6e-07, gradients 6.0e-07".
+"largest difference: output 0.0e+00, gradients 2.4e-07".
 
 Shapes: B batch, H heads, T time, D head size.
 """

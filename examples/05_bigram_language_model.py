@@ -1,11 +1,13 @@
-"""The article's language model, from the text to 2,000 characters of new text.
+"""The language model of "Let's Build our own GPT Model from Scratch", from a text to a new one.
 
-The loop that `python -m gpt train --preset bigram` runs, without its conveniences (run folder,
-checkpoints, resuming, progress bar): the parts of `gpt` put together by hand, on one page.
+That is the article that this project began with; `gpt/model.py` has its model. The loop that
+`python -m gpt train --preset bigram` runs, without its conveniences (run folder, checkpoints,
+resuming, progress bar): the parts of `gpt` put together by hand, on one page.
 
-Runs for about two minutes on two cores with its 5,000 iterations. It prints both losses every 1,000
-of them, then what the model wrote. The last line is the loss on the tenth of the text that was
-never trained on, as in "validation loss 1.981 after 5000 iterations (uniform 4.174, bigram 2.452)".
+Runs for about a minute and a half on two cores with its 5,000 iterations. It prints both losses
+every 1,000 of them, then what the model wrote. The last line is the loss on the tenth of the text
+that was never trained on, as in "validation loss 1.979 after 5000 iterations (uniform 4.174, bigram
+2.452)".
 """
 
 from __future__ import annotations

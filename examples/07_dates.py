@@ -10,8 +10,8 @@ The days of the test are never trained on, in any spelling. Their spellings are 
 convention: with slashes the month comes first, with dots the day, and two digits of a year mean
 1950 to 2049.
 
-Runs for about a minute and a half on two cores. The last line counts the answers that are right to
-the last digit, as in "1000 of 1000 spellings of unseen days read without an error".
+Runs for about a minute on two cores. The last line counts the answers that are right to the last
+digit, as in "1000 of 1000 spellings of unseen days read without an error".
 """
 
 from __future__ import annotations

@@ -86,7 +86,8 @@ class PlanCommand:
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
     measure: bool = False
-    """Also take the first two steps, in a process of their own, and say how much memory it had."""
+    """Also take the first two steps, in a process of their own, and say how much memory they
+    took."""
 
 
 def train_command(arguments: list[str]) -> int:
@@ -200,7 +201,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train_command, "learn a text, Shakespeare by default"),
     "generate": (generate_command, "write text with a trained model"),
     "check": (check_command, "look for silent mistakes before training"),
-    "plan": (plan_command, "say what a training takes, before or beside a measurement"),
+    "plan": (plan_command, "say what a training takes, by formula or measured"),
     "evaluate": (evaluate_command, "score a model on a text, on shards or on HellaSwag"),
     "tokenizer": (tokenizer_command, "learn a vocabulary of byte pairs from texts"),
     "prepare": (prepare_command, "turn texts into shards of tokens"),

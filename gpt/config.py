@@ -53,12 +53,13 @@ class TrainConfig:
 
     preset: Preset = "char"
     """Where the other fields start from: `char` is a GPT that learns Shakespeare in minutes,
-    `shakespeare-gpu` a larger one that needs a GPU for that, `bigram` is the model
-    and the recipe of the article, `gpt2-shakespeare` is small and reads GPT-2's tokens,
-    `gpt2-finetune` goes on with published weights (it is where --init-from starts from), the others
-    are GPT-2's four sizes and a smaller one."""
+    `shakespeare-gpu` a larger one that needs a GPU for that, `bigram` is the model and the recipe
+    of the article "Let's Build our own GPT Model from Scratch", `gpt2-shakespeare` is small and
+    reads GPT-2's tokens, `gpt2-finetune` goes on with published weights (--init-from chooses it by
+    itself), the others are GPT-2's four sizes and a smaller one."""
     name: str = ""
-    """The run is kept in `<folder>/<name>`; without a name it gets its preset's, and a number."""
+    """The run is kept in `<folder>/<name>`; without a name it gets its preset's, and a number where
+    that is taken."""
     folder: str = "runs"
     """Where run folders are made."""
     data: str = "shakespeare"
@@ -71,9 +72,10 @@ class TrainConfig:
     seed: int = 1337
     """Where every random number of the run begins; the same seed gives the same run."""
     init_from: str = SCRATCH
-    """Where the weights start: `scratch` draws them; gpt2, gpt2-medium, gpt2-large, gpt2-xl or a
-    folder as `transformers` has it (`python -m gpt export` writes one, too) goes on from there,
-    with its sizes and its tokenizer. A smaller --block-size keeps the first positions."""
+    """Where the weights start: `scratch` draws them; gpt2, gpt2-medium, gpt2-large, gpt2-xl (which
+    `python -m gpt download` fetches) or a folder as `transformers` has it (`python -m gpt export`
+    writes one, too) goes on from there, with its sizes and its tokenizer. A smaller --block-size
+    keeps the first positions."""
 
     model: Literal["gpt", "bigram"] = "gpt"
     """`gpt` has GPT-2's shape, `bigram` is the article's model (it keeps the article's name, though
@@ -84,7 +86,8 @@ class TrainConfig:
     n_layer: int = 4
     """How many blocks; each lets every position read the others once more."""
     n_head: int = 4
-    """How many things each position can look for at once; must divide the width."""
+    """How many things each position can look for at once (attention heads); must divide the
+    width."""
     n_embd: int = 128
     """The width: how many numbers describe a position. Parameters grow with its square."""
     dropout: float = 0.0
@@ -111,8 +114,8 @@ class TrainConfig:
     """How many steps the optimizer takes. The article calls one an epoch, which is something else:
     a pass over all the data."""
     batch_size: int = 12
-    """Windows that are computed at once. Few, because on a CPU the time of a step is proportional
-    to them and noisy gradients cost less than fewer steps. So is its memory."""
+    """Windows that are computed at once. A step's memory and, on a CPU, its time are proportional
+    to them. Few, because noisy gradients cost less than fewer steps."""
     total_batch: int = 0
     """Tokens per step: gradients of as many batches as this takes are added up before the optimizer
     moves. It must be a multiple of batch size times context; 0 is one batch a step. GPT-2 took
@@ -140,8 +143,8 @@ class TrainConfig:
     weight_decay: float = 0.1
     """How strongly weights are pulled to zero, in units of the learning rate."""
     decay: Literal["matrices", "all"] = "matrices"
-    """What decays: biases and the gains of norms are offsets and scales, and better left alone;
-    `all` is PyTorch's default, and so the article's."""
+    """What decays: `matrices` leaves alone the biases and the gains of norms, which are offsets and
+    scales; `all` is PyTorch's default, and so the article's."""
     clip: float = 1.0
     """The longest gradient that is followed as it is; a longer one is scaled to this length, so
     that one odd batch cannot throw the model far. 0 never clips."""
@@ -173,11 +176,11 @@ class TrainConfig:
     kernels in a simulator, to study them), or `auto`: cuda where there is a GPU, else cpu. A run
     saved on one resumes on another."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What products are computed in, in training and evaluation. On a GPU bfloat16 is several times
-    as fast; parameters, sums and AdamW stay float32."""
+    """What products are computed in, in training and evaluation. GPUs multiply bfloat16 several
+    times as fast; parameters, sums and AdamW stay float32."""
     capture: bool = False
-    """On a GPU: ask for the kernels of a batch once, as one CUDA graph, which saves the time that
-    Python takes to ask for each. The numbers are the same."""
+    """On a GPU: record the kernels of a batch once, as one CUDA graph, and start them all together
+    from then on, which saves the time that Python takes to start each. The numbers are the same."""
     matmul_precision: Literal["highest", "high"] = "highest"
     """Of float32 products on a GPU: `highest` is float32, `high` rounds their inputs to TF32."""
     checks: bool = True
@@ -187,9 +190,11 @@ class TrainConfig:
     tensorboard: bool = False
     """Write the log for TensorBoard as well (needs tensorboardX)."""
     rank_timeout: float = 600.0
-    """With many processes: seconds after which one that does not come stops the others."""
+    """With many processes: seconds after which one that does not come stops the others.
+    It must be more than what one does alone, a checkpoint or a sample, may take."""
     bucket_mb: float = 25.0
-    """With many processes: megabytes of gradients that travel together."""
+    """With many processes: megabytes of gradients that travel together. Few leave sooner, many need
+    fewer messages; 25 is PyTorch's."""
     zero: bool = False
     """With many processes: each keeps AdamW's moments for its share of the parameters only (ZeRO,
     stage 1), for as many bytes sent. Without clipping the numbers are the same to the bit."""
@@ -245,6 +250,7 @@ class TrainConfig:
         )
         check_seed(self.seed)
         check_device(self.device)
+        require(bool(self.data), "--data needs shakespeare, python, or a path")
         require(
             bool(self.init_from),
             "--init-from needs scratch, a name such as gpt2, or a folder of weights",
@@ -308,7 +314,7 @@ class GenerateConfig:
     """What the text continues, one or several; without a prompt it begins as after a line break, or
     the end of another text."""
     max_new_tokens: int = 500
-    """How many tokens (of a run on characters: characters) to add to the prompt."""
+    """How many tokens to add to the prompt (characters, where the run was trained on those)."""
     temperature: float = 1.0
     """Below 1 the likely becomes likelier, above 1 the unlikely does; 0 takes the likeliest."""
     top_k: int = 0

@@ -81,7 +81,11 @@ class TextCorpus(Corpus):
     def __init__(self, config: TrainConfig, text: Text, tokenizer: Tokenizer):
         self.source, self.digest, self.note = text.source, text.sha256, text.note
         self.characters = len(text.content)
-        ids = np.array(tokenizer.encode(text.content), dtype=token_dtype(tokenizer.vocab_size))
+        try:
+            numbers = tokenizer.encode(text.content)
+        except UserError as error:
+            raise UserError(f"{config.data} cannot be learned: {error}") from None
+        ids = np.array(numbers, dtype=token_dtype(tokenizer.vocab_size))
         self.tokens = len(ids)
         train, validation = split(ids, config.block_size, text.source)
         self.splits = {"train": train, "validation": validation}
@@ -206,6 +210,7 @@ def shard_tokenizer(config: TrainConfig, folder: Path) -> Tokenizer:
             )
         return tokenizer
     if not own.exists():
+        find_shards(folder, verify=False)  # a folder without any is refused as that
         raise UserError(
             f"{folder} does not say which tokenizer its tokens are of; name it with --tokenizer "
             "(GPT-2's is gpt2)"

@@ -80,7 +80,8 @@ def read_text(path: Path) -> str:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(
-            f"there is no file {path}; --data takes a path, or one of shakespeare and python"
+            f"there is no file or folder {path}; --data takes a path, or one of shakespeare and "
+            "python"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -93,7 +94,7 @@ def read_text(path: Path) -> str:
         ) from None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text:
-        raise UserError(f"{path} is empty; there is nothing to learn")
+        raise UserError(f"{path} is empty")
     return text
 
 

@@ -62,7 +62,7 @@ class EvaluateConfig:
     is for texts that no run has seen."""
     stride: int = 0
     """How many tokens each window scores after those of the window before; 0 takes half of the
-    context. Fewer see more before them, and take longer."""
+    context. The smaller it is, the more each token sees before it, and the longer it takes."""
     limit: int = 0
     """Score no more than this many tokens, the first ones; 0 scores all."""
     hellaswag: str = ""
@@ -80,7 +80,9 @@ class EvaluateConfig:
         require(
             not (self.data and self.hellaswag), "--data and --hellaswag: one evaluation at a time"
         )
-        require(bool(self.data or self.hellaswag or self.run), "--data or --hellaswag says on what")
+        require(
+            bool(self.data or self.hellaswag or self.run), "evaluate needs --data or --hellaswag"
+        )
         for field in ("stride", "limit", "examples"):
             at_least(self, field, 0)
         check_device(self.device)

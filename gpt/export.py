@@ -74,7 +74,9 @@ def save_pretrained(
             f"the model has {model.config.vocab_size:,} tokens, the tokenizer "
             f"{tokenizer.vocab_size:,}"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give a new folder")
+    if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} already has something in it; give a new folder")
     tensors = weights(model, dtype)
     aside = folder.with_name(folder.name + ".new")

@@ -63,7 +63,7 @@ def check_model(config: Any, command: str) -> None:
     """One model: of a run, with its checkpoint, or of a folder of weights."""
     require(
         bool(config.run) != bool(config.weights),
-        f"{command} needs a model: either --run FOLDER or --weights FOLDER",
+        f"{command} needs one model: either --run FOLDER or --weights FOLDER",
     )
     require(
         bool(config.run) or config.checkpoint == "best",

@@ -47,7 +47,7 @@ def plot_losses(run: RunFolder, path: Path) -> None:
             label=f"{WORDS[name]}, ends at {losses[-1]:.3f}",
         )
     for name, words in (
-        ("uniform", f"guesses among {known['vocab_size']}"),
+        ("uniform", f"guesses among {known['vocab_size']:,}"),
         ("unigram", "knows what is frequent"),
         ("bigram", "knows what follows what"),
     ):
@@ -77,5 +77,5 @@ def plot_losses(run: RunFolder, path: Path) -> None:
         panel.margins(x=0.02)
         panel.grid(alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(0.98, 0.93))
+    axes.legend(framealpha=0.9, edgecolor="none", loc="upper right", bbox_to_anchor=(0.98, 0.93))
     figure.savefig(path, dpi=150)

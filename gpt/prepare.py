@@ -62,8 +62,8 @@ class PrepareConfig:
     """What is kept from training: the share of the tokens at the end (0.1), the `first` shard, or
     nothing (0). `auto` is the first shard of ten or more, else the last tenth."""
     shard_tokens: int = TOKENS_PER_SHARD
-    """Tokens in a shard, beside the one more that is the last one's target. The default is 40
-    batches of 524,288."""
+    """Tokens in a shard, and one more, the target of the last. The default is 40 of GPT-2's batches
+    of 524,288."""
     text_field: str = "text"
     """The field of a record, or the column of a table, that holds the text."""
     subset: str = ""
@@ -157,6 +157,10 @@ def train_tokenizer(config: TokenizerConfig) -> BytePairTokenizer:
     with reading_bar(sources) as bar:
         texts = (section.text for section in counted(sections(sources), bar))
         tokenizer = BytePairTokenizer.train(texts, config.vocab_size, progress=merging_bar)
+    require(
+        bool(tokenizer.merges) or config.vocab_size == 257,
+        "no pair of bytes occurs twice in these texts: there is nothing to learn",
+    )
     out = Path(config.out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

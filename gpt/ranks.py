@@ -48,8 +48,9 @@ def join(config: TrainConfig) -> dist.Place:
     ranks, batches = place.world_size, config.accumulation
     if batches % ranks:
         tokens = config.batch_size * config.block_size
+        counted = "1 batch" if batches == 1 else f"{batches} batches"
         raise UserError(
-            f"{ranks} processes cannot share a step of {batches} batches of {tokens:,} tokens; "
+            f"{ranks} processes cannot share a step of {counted} of {tokens:,} tokens; "
             f"for one each, --total-batch {ranks * tokens}"
         )
     return place

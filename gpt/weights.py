@@ -138,6 +138,8 @@ def find_weights(path_or_name: str | Path) -> tuple[Path, Path]:
             f"{name} is not on this machine; `python -m gpt download {name}` fetches it, and a "
             f"folder with its {CONFIG} and {WEIGHTS} does as well"
         )
+    if path.exists():
+        raise UserError(f"{path} is a file; give the folder with {CONFIG} and {WEIGHTS}")
     raise UserError(
         f"there is no folder {path}; give one with {CONFIG} and {WEIGHTS}, or a name: "
         f"{', '.join(GPT2)}"

@@ -227,7 +227,14 @@ INDICES = {
         r"3.*\(2, 3\)|\(2, 3\)",
     ),
     "axis": (lambda: X.sum(dim=2), IndexError, r"2.*\(2, 3\)"),
-    "dim of softmax": (lambda: X.softmax(dim=3), (IndexError, ValueError), "3"),
+    "dim of softmax": (lambda: X.softmax(dim=3), IndexError, "softmax: .* axis 3 .* 2 axes"),
+    "dim of log_softmax": (lambda: X.log_softmax(dim=3), IndexError, "axis 3 .* 2 axes"),
+    "dim of transpose": (lambda: X.transpose(0, 4), IndexError, "swapaxes: .* axis 4 .* 2 axes"),
+    "mask of another size": (
+        lambda: X.masked_select(tt.ones(4, 5) > 0),
+        ValueError,
+        r"mask \(4, 5\) do not broadcast",
+    ),
     "dim of cat": (lambda: tt.cat([X, X], dim=2), IndexError, "axis 2.* 2 axes"),
     "embedding": (
         lambda: F.embedding(tt.tensor([1, 7]), tt.ones(5, 2)),

@@ -165,7 +165,7 @@ def test_engine_does_not_know_gpt():
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("torch", ()),  # cuda/bench_cases.py asks importlib for it, as a yardstick
+        ("torch", ()),  # cuda/bench_lab.py asks importlib for it, as a yardstick
         ("cupy", ("tinytensor/backend.py",)),
         ("hypothesis", ("tinytensor/testing",)),
     ],

@@ -4,9 +4,8 @@ A gradient may need the numbers that a write destroys, so there are three cases:
 
 - A tensor that no gradient is recorded for (or any, under `no_grad`) is really written, and
   `note_write` tells the graph: a later backward pass that needs the old numbers raises.
-- `x += y`, where the result has a gradient, gives the *name* x a new tensor: nothing is
-  overwritten,
-  and the gradient is always right. (Views taken of x before do not see the change.)
+- `x += y`, where the result has a gradient, makes x the sum, in new memory: nothing is
+  overwritten, and the gradient is always right. (Views taken of x before do not see the change.)
 - Everything else raises RuntimeError, which says what to write instead.
 """
 

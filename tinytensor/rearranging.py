@@ -398,7 +398,13 @@ def index_add(input: Tensor, dim: int, index: Any, source: Tensor, *, alpha: flo
 
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     """The elements where the mask holds, as a vector."""
-    shape = np.broadcast_shapes(input.shape, mask.shape)
+    try:
+        shape = np.broadcast_shapes(input.shape, mask.shape)
+    except ValueError:
+        raise ValueError(
+            f"masked_select: the tensor {input.shape} and the mask {tuple(mask.shape)} do not "
+            "broadcast together"
+        ) from None
     return ops.getitem(ops.broadcast_to(input, shape), ops.broadcast_to(mask, shape))
 
 

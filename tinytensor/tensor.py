@@ -265,9 +265,10 @@ class Tensor:
                 "backward: nothing to differentiate: no tensor with requires_grad=True led to "
                 "this one (or it was computed under no_grad)"
             )
-        autograd.backward(
-            self.node, cotangent("backward", self, gradient), retain_graph=retain_graph
-        )
+        dy = cotangent("backward", self, gradient)
+        if gradient is not None and is_array(dy):
+            dy = dy.copy()  # it may be the .grad of a leaf, which the walk adds to
+        autograd.backward(self.node, dy, retain_graph=retain_graph)
 
     def __reduce__(self) -> Any:
         # copy.copy and copy.deepcopy come through here; a leaf stays a leaf, its gradient stays

@@ -201,7 +201,11 @@ def test_unknown_and_ill_typed_flags_are_refused_with_the_nearest(folder, capsys
         ("train --data empty.txt", "empty.txt is empty"),
         ("train --data short.txt", "short.txt has 100 tokens, too few for a context of 64"),
         ("train --data latin.txt", "latin.txt is not UTF-8 text: byte 3 (0xe9)"),
-        ("train --data absent.txt", "there is no file absent.txt"),
+        ("train --data absent.txt", "there is no file or folder absent.txt"),
+        ("train --data=", "--data needs shakespeare, python, or a path"),
+        ("train --data folder", "folder has no shards"),
+        ("train --init-from short.txt", "short.txt is a file; give the folder with config.json"),
+        ("tokenizer train empty.txt", "no pair of bytes occurs twice in these texts"),
         ("train --learning-rate -1", "--learning-rate must be greater than 0, but it is -1.0"),
         ("train --lr=-1", "--learning-rate must be greater than 0, but it is -1.0"),
         ("train --n-head 3", "--n-head 3 does not divide --n-embd 128"),
@@ -214,6 +218,7 @@ def test_bad_input_is_one_sentence(folder, capsys, arguments, words):
     Path("empty.txt").touch()
     Path("short.txt").write_text("x" * 100)
     Path("latin.txt").write_bytes(b"caf\xe9" * 1000)
+    Path("folder").mkdir()
     assert run(*arguments.split()) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and words in captured.err

@@ -27,6 +27,7 @@ from ..tensor import Tensor, op, stop_gradient
 from .elementwise import silent
 from .indexing import scatter_to
 from .linalg import linear
+from .shaping import normalize_axis
 
 __all__ = [
     "cross_entropy",
@@ -96,6 +97,7 @@ def softmax(x: Array, axis: int = -1) -> tuple[Array, VJP]:
     Gradient: dx = y · (dy - Σ dy·y).
     """
     xp = array_module(x)
+    axis = normalize_axis("softmax", axis, max(1, x.ndim))
     e = xp.exp(x - xp.amax(stop_gradient(x), axis=axis, keepdims=True))
     y = e / e.sum(axis=axis, keepdims=True)
     return y, lambda dy: y * (dy - (dy * y).sum(axis=axis, keepdims=True))
@@ -110,6 +112,7 @@ def log_softmax(x: Array, axis: int = -1) -> tuple[Array, VJP]:
     Gradient: dx = dy - softmax(x) · Σ dy.
     """
     xp = array_module(x)
+    axis = normalize_axis("log_softmax", axis, max(1, x.ndim))
     shifted = x - xp.amax(stop_gradient(x), axis=axis, keepdims=True)
     y = shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
     return y, lambda dy: dy - xp.exp(y) * dy.sum(axis=axis, keepdims=True)

@@ -98,6 +98,7 @@ def expand_dims(x: Any, axis: int | Sequence[int] = 0) -> Any:
 @op
 def swapaxes(x: Array, axis1: int = -2, axis2: int = -1) -> Any:
     """x with two axes exchanged: a view. Gradient: dy with the same two exchanged back."""
+    axis1, axis2 = (normalize_axis("swapaxes", axis, x.ndim) for axis in (axis1, axis2))
     return x.swapaxes(axis1, axis2), lambda dy: dy.swapaxes(axis1, axis2)
 
 

@@ -59,10 +59,12 @@ class Optimizer:
         # For each group, its parameters when they were last put into buffers, and the buffers.
         self._arranged: list[tuple[list[Tensor], list[FlatBuffer]]] = []
         name = type(self).__name__
-        if isinstance(params, Tensor | Mapping | set | frozenset):
+        if isinstance(params, Tensor | Mapping | set | frozenset) or not isinstance(
+            params, Iterable
+        ):
             raise TypeError(
                 f"{name}: params must be a list (or another ordered iterable) of tensors or of "
-                f"dicts, not a {type(params).__name__}"
+                f"dicts, not {type(params).__name__}"
             )
         entries: list[Any] = list(params)
         if not entries:
