@@ -93,10 +93,10 @@ class Plan:
         if self.config.model == "bigram":  # (C each) the norm, the head's input; (V) p and dlogits
             head = (2 * C + 2 * V) * N
         else:
-            # The norm, the head's input and its gradient (C each); the logits of some tokens; the
-            # gradient of the head's weight, which is made with the loss.
+            # The norm, the head's input and its gradient (C each); and the gradient of all logits,
+            # or where that is more, the logits of some tokens and the gradient of the weight.
             some = -(-N // max(1, round(N * V / LOGITS)))
-            head = 3 * C * N + V * some + V * C
+            head = 3 * C * N + (N * V if N * V <= V * C + LOGITS else V * some + V * C)
         # The stream itself and the gradients in the widest part of a block, and attention's
         # scratch; when these are free again, AdamW's.
         passing = max(14 * C * N + (SCRATCH if blocked else 0), min(UPDATE, 4 * self.parameters))

@@ -776,6 +776,17 @@ def test_the_walk_adds_into_no_gradient_of_others():
     same(x.grad, [14.0])
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_leafs_gradient_may_be_what_backward_is_given(turned):
+    """The walk adds to it, and the other leaf still gets what it was."""
+    x, z = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    (x * tt.tensor([5.0, 7.0], dtype=tt.float64)).sum().backward()
+    other = z * 1 * 1
+    (other + x if turned else x + other).backward(gradient=x.grad)
+    same(x.grad, [10.0, 14.0])
+    same(z.grad, [5.0, 7.0])
+
+
 def test_assigned_gradients_are_checked():
     x = leaf(1.0, 2.0)
     x.grad = tt.tensor([3.0, 4.0], dtype=tt.float64)

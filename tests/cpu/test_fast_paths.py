@@ -33,9 +33,9 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(dropout, "PIECE", 24)
     monkeypatch.setattr(elementwise, "ERF_PIECE", 16)
     monkeypatch.setattr(losses, "LOGITS", 700)
-    monkeypatch.setattr(losses, "PRODUCT", 40)
-    for module in (linear, losses):
-        monkeypatch.setattr(module, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(linear, "ADDED", 40)
+    monkeypatch.setattr(linear, "PACKED", 7)
+    monkeypatch.setattr(linear, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(linear, "WORTH_ALL_THREADS", 1 << 10)
     monkeypatch.setattr(linear, "TOO_SMALL_FOR_BLAS_THREADS", 0)
 
@@ -120,6 +120,28 @@ def test_a_loss_without_logits_in_many_pieces(small_pieces):
             ).item(),
             rtol=1e-5,
         )
+
+
+@pytest.mark.parametrize("block", [None, 5])
+def test_losses_added_up_in_one_gradient(small_pieces, monkeypatch, block):
+    """The gradient of all logits is kept, or that of the weight; later walks add to the first."""
+    monkeypatch.setattr(linear, "WORTH_ALL_THREADS", 1)
+    rng = np.random.default_rng(1)
+    inputs = [tensor(rng.normal(size=size)) for size in ((11, 9), (13, 9), 13)]
+    targets = tt.from_numpy(rng.integers(13, size=11))
+
+    def loss():
+        return ops.linear_cross_entropy(*inputs, targets, None, -100, "mean", 0.0, block)
+
+    assert ((11, 13) in [a.shape for a in loss().node.saved()]) == (block is None)
+    for factor in (1, 3):
+        y = loss()
+        (factor * y).backward(retain_graph=True)
+        y.backward()
+    with tt.reference_ops():
+        expected = tt.autograd.grad(loss(), inputs)
+    for x, dx in zip(inputs, expected, strict=True):
+        np.testing.assert_allclose(x.grad.numpy(), 6 * dx.numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_table_of_padding_scores_gets_no_gradient():

@@ -46,6 +46,27 @@ def test_an_error_in_another_thread_comes_back():
         threads.split(10, 1, work)
 
 
+@pytest.mark.parametrize("failing", [{0}, {1}, {0, 1}])
+def test_after_an_error_no_piece_is_still_at_work(failing):
+    """Who catches it may write to the arrays again, and BLAS has its threads back."""
+    tt.set_num_threads(3)
+    begun = threading.Barrier(3, timeout=10)
+    done = []
+
+    def work(start, stop):
+        begun.wait()
+        if start // 10 in failing:
+            raise ValueError(f"piece {start // 10}")
+        time.sleep(0.05)
+        done.append(start // 10)
+
+    before = threads.threads_in_use()
+    with pytest.raises(ValueError, match=f"piece {min(failing)}"):
+        threads.split(30, 10, work)
+    assert set(done) == {0, 1, 2} - failing
+    assert threads.threads_in_use() == before
+
+
 @pytest.mark.parametrize("wanted", [2, 3])
 @pytest.mark.parametrize("blocked", [False, True])
 def test_pieces_are_shared_while_the_worker_has_a_queue(wanted, blocked):

@@ -27,7 +27,7 @@ ROOT = math.sqrt(2 / math.pi)
 
 @gelu.register(np.ndarray)
 def fast_gelu(x: Array, approximate: str = "none") -> Any:
-    """y = x (1 + t) / 2 with t = tanh u, u = √(2/π) (x + 0.044715 x³), and dx = dy · slope.
+    """y = x h with h = (1 + tanh u) / 2, u = √(2/π) (x + 0.044715 x³), and dx = dy · slope.
 
     The slope is kept instead of x. For a large array x is kept instead of both the slope and y.
     """
@@ -49,11 +49,11 @@ def fast_gelu(x: Array, approximate: str = "none") -> Any:
     y, slope = empty(source.shape, x.dtype), empty(source.shape, x.dtype)
 
     def work(start: int, stop: int) -> None:
-        t, scratch = (empty((stop - start,), x.dtype) for _ in range(2))
+        h, square = (empty((stop - start,), x.dtype) for _ in range(2))
         part = slice(start, stop)
-        _tanh_of(source[part], t, scratch)
-        _slope_of(source[part], t, scratch, slope[part])
-        _value_of(source[part], t, y[part])
+        _half_of(source[part], h, square)
+        np.multiply(source[part], h, out=y[part])
+        _slope_of(h, square, y[part], slope[part])
 
     in_pieces(len(source), 1, work)
 
@@ -70,10 +70,10 @@ def _gelu_tanh(x: Array) -> Array:
     y = empty(x.shape, x.dtype)
 
     def work(start: int, stop: int) -> None:
-        t, scratch = (empty((stop - start,), x.dtype) for _ in range(2))
         part = slice(start, stop)
-        _tanh_of(x[part], t, scratch)
-        _value_of(x[part], t, y[part])
+        h = empty((stop - start,), x.dtype)
+        _half_of(x[part], h, y[part])
+        np.multiply(x[part], h, out=y[part])
 
     in_pieces(len(x), 1, work)
     return y
@@ -84,44 +84,40 @@ def _gelu_tanh_gradient(x: Array, dy: Array) -> Array:
     dx = empty(x.shape, x.dtype)
 
     def work(start: int, stop: int) -> None:
-        t, scratch = (empty((stop - start,), x.dtype) for _ in range(2))
+        h, square = (empty((stop - start,), x.dtype) for _ in range(2))
         part = slice(start, stop)
         out = dx[part]
-        _tanh_of(x[part], t, scratch)
-        _slope_of(x[part], t, scratch, out)
+        _half_of(x[part], h, square)
+        np.multiply(x[part], h, out=out)
+        _slope_of(h, square, out, out)
         np.multiply(out, dy[part], out=out)
 
     in_pieces(len(x), 1, work)
     return dx
 
 
-def _tanh_of(x: Array, t: Array, square: Array) -> None:
-    """t = tanh(√(2/π) (x + 0.044715 x³)), and square = x²."""
+def _half_of(x: Array, h: Array, square: Array) -> None:
+    """h = (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, and square = x²."""
     np.multiply(x, x, out=square)
-    np.multiply(square, 0.044715 * ROOT, out=t)
-    np.add(t, ROOT, out=t)
-    np.multiply(t, x, out=t)
-    np.tanh(t, out=t)
+    np.multiply(square, 0.044715 * ROOT, out=h)
+    np.add(h, ROOT, out=h)
+    np.multiply(h, x, out=h)
+    np.tanh(h, out=h)
+    np.multiply(h, 0.5, out=h)
+    np.add(h, 0.5, out=h)
 
 
-def _slope_of(x: Array, t: Array, square: Array, slope: Array) -> None:
-    """slope = (1 + t + x (1 - t²) u') / 2, u' = √(2/π) (1 + 3 · 0.044715 x²); square is lost."""
-    np.multiply(square, 3 * 0.044715 * ROOT, out=square)
-    np.add(square, ROOT, out=square)
-    np.multiply(square, x, out=square)
-    np.multiply(t, t, out=slope)
-    np.subtract(1, slope, out=slope)
+def _slope_of(h: Array, square: Array, y: Array, slope: Array) -> None:
+    """slope = h + y (1 - h) 2u', u' = √(2/π) (1 + 3 · 0.044715 x²), for y = x h.
+
+    square is lost; slope may be y's own array.
+    """
+    np.multiply(square, 6 * 0.044715 * ROOT, out=square)
+    np.add(square, 2 * ROOT, out=square)
+    np.multiply(square, y, out=square)
+    np.subtract(1, h, out=slope)
     np.multiply(slope, square, out=slope)
-    np.add(slope, t, out=slope)
-    np.add(slope, 1, out=slope)
-    np.multiply(slope, 0.5, out=slope)
-
-
-def _value_of(x: Array, t: Array, y: Array) -> None:
-    """y = x (1 + t) / 2; t is lost."""
-    np.add(t, 1, out=t)
-    np.multiply(t, 0.5, out=t)
-    np.multiply(t, x, out=y)
+    np.add(slope, h, out=slope)
 
 
 def _gelu_erf(x: Array) -> Any:

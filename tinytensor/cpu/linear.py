@@ -17,7 +17,6 @@ from ..autograd import Shape
 from ..backend import Array, DType
 from ..ops.linalg import linear
 from ..ops.network import check_range, embedding
-from .one_row import matrix_vector
 from .pool import empty
 from .recipes import Recipe, recipe_of
 from .threads import later, single_threaded_blas, split, workers
@@ -30,6 +29,10 @@ WORTH_A_THREAD = 1 << 24
 WORTH_ALL_THREADS = 1 << 29
 # Products up to this size OpenBLAS does on one thread by itself.
 TOO_SMALL_FOR_BLAS_THREADS = 1 << 18
+# Rows of a product that BLAS is given at a time: it copies as many of them as fit its buffer, whose
+# pages (some 25 MB for each thread) are then never given back.
+PACKED = 1 << 12
+ADDED = 1 << 20  # numbers of a product that is added to another array, at a time
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -56,7 +59,9 @@ class ProductGradient:
 
     def add_to(self, buffer: Array) -> None:
         """buffer += gradient, by the time that the backward walk returns."""
-        if self._size() >= WORTH_ALL_THREADS or self._size() < WORTH_A_THREAD:
+        if self._size() >= WORTH_ALL_THREADS:
+            add_product(buffer, self.a.T, self.b)
+        elif self._size() < WORTH_A_THREAD:
             np.add(buffer, self.dense(), out=buffer)
         else:
             later(lambda: self._add(buffer))
@@ -123,9 +128,6 @@ def product(a: Array, b: Array, bias: Array = None, out: Array = None) -> Array:
     """
     (m, k), n = a.shape, b.shape[1]
     size = m * n * k
-    if m == 1 and size > TOO_SMALL_FOR_BLAS_THREADS and out is None and b.T.flags.c_contiguous:
-        row = matrix_vector(b.T, a[0])
-        return (row if bias is None else np.add(row, bias, out=row))[None]
     if m == 1 or size <= TOO_SMALL_FOR_BLAS_THREADS:
         out = np.matmul(a, b, out=out)
         return out if bias is None else np.add(out, bias, out=out)
@@ -145,10 +147,11 @@ def product(a: Array, b: Array, bias: Array = None, out: Array = None) -> Array:
         return out
 
     def rows(start: int, stop: int) -> None:
-        piece = out[start:stop]
-        np.matmul(a[start:stop], b, out=piece)
-        if bias is not None:
-            np.add(piece, bias, out=piece)
+        for i in range(start, stop, PACKED):
+            piece = out[i : min(i + PACKED, stop)]
+            np.matmul(a[i : i + len(piece)], b, out=piece)
+            if bias is not None:
+                np.add(piece, bias, out=piece)
 
     def columns(start: int, stop: int) -> None:
         piece = out[:, start:stop]
@@ -162,6 +165,20 @@ def product(a: Array, b: Array, bias: Array = None, out: Array = None) -> Array:
         else:
             split(n, max(1, WORTH_A_THREAD // (m * k)), columns)
     return out
+
+
+def add_product(total: Array, a: Array, b: Array) -> None:
+    """total += a b, a few rows at a time: the product is never whole."""
+    step = max(1, ADDED // total.shape[1])
+
+    def work(start: int, stop: int) -> None:
+        scratch = empty((min(step, stop - start), total.shape[1]), total.dtype)
+        for i in range(start, stop, step):
+            part = total[i : min(i + step, stop)]
+            np.add(part, np.matmul(a[i : i + len(part)], b, out=scratch[: len(part)]), out=part)
+
+    with single_threaded_blas:
+        split(len(total), max(1, WORTH_A_THREAD // b.size), work)
 
 
 def column_sums(x: Array) -> Array:
@@ -180,8 +197,7 @@ class RowsGradient:
     """The gradient of a table whose rows `ids` were looked up: dy (N, C) added to those rows.
 
     Equal ids are summed first, as the product of a (distinct, N) matrix of zeros and ones with dy,
-    or by
-    sorting where that matrix would be large; each distinct row is then written once.
+    or by sorting where that matrix would be large; each distinct row is then written once.
     """
 
     __slots__ = ("dtype", "dy", "ids", "shape")

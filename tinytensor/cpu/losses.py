@@ -2,7 +2,7 @@
 
 Row sums are products with a vector of ones. The normalised probabilities are kept by cross_entropy,
 whose gradient is then one multiplication and one subtraction per row. With the last linear layer as
-part of it, linear_cross_entropy keeps no row at all.
+part of it, linear_cross_entropy keeps what is smaller: that gradient, or those of its inputs.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import numpy as np
 from ..autograd import state
 from ..backend import Array
 from ..ops.network import check_range, cross_entropy, linear_cross_entropy, softmax
-from .linear import FLOATS, WORTH_A_THREAD, column_sums, ones, product
+from .linear import FLOATS, ProductGradient, add_product, column_sums, ones, product
 from .pieces import in_pieces
 from .pool import empty
 from .threads import single_threaded_blas, split
 
 PIECE = 1 << 16  # numbers in a piece: 256 KB of float32
 LOGITS = 1 << 24  # numbers that linear_cross_entropy makes at a time, about: 64 MB of float32
-PRODUCT = 1 << 20  # numbers of a product that is added to another array
 LONG = 1 << 17  # numbers that take another thread longer than it takes to wake it
 # Sums of exponentials that say that none of them overflowed, and that they did not all vanish; by
 # the size of their dtype in bytes.
@@ -163,9 +162,11 @@ def fast_linear_cross_entropy(
 ) -> Any:
     """The plain case: mean or sum, no class weights, no smoothing.
 
-    The gradients are made in the forward pass, while a block's logits are there: for dy = 1, which
-    they are multiplied with in the backward pass. So the logits are multiplied out once, as if they
-    had been kept. Where nothing is recorded, only the losses are made.
+    The gradients of a block of logits take the place of the logits in the forward pass: for dy = 1,
+    which the rest is multiplied with in the backward pass. For few rows they are kept, which takes
+    no more memory than the gradient of the weight. For many rows the gradients of x and the weight
+    are made from them at once, and the next block takes their place. Either way the logits are
+    multiplied out once. Where nothing is recorded, only the losses are made.
     """
     V, C = weight.shape if weight.ndim == 2 else (0, 0)
     dtype = x.dtype
@@ -196,8 +197,9 @@ def fast_linear_cross_entropy(
     each = np.empty(count, dtype)
     recording = state.recording
     share = np.where(valid, dtype.type(1 / used if reduction == "mean" else 1), dtype.type(0))
-    step = block or -(-count // max(1, round(count * V / LOGITS)))
-    if recording:
+    kept = recording and block is None and count * V <= V * C + LOGITS
+    step = count if kept else block or -(-count // max(1, round(count * V / LOGITS)))
+    if recording and not kept:
         dx = empty(rows.shape, dtype)
         dweight = empty(weight.shape, dtype)
         dbias = None if bias is None else np.zeros(V, dtype)
@@ -208,13 +210,13 @@ def fast_linear_cross_entropy(
         product(rows[part], weight.T, bias, out=logits)
         scale = share[part] if recording else None
         _losses_and_gradients(logits, index[part], each[part], scale)
-        if not recording:
+        if kept or not recording:
             continue
         product(logits, weight, out=dx[part])
         if i == 0:
             product(logits.T, rows[part], out=dweight)
         else:
-            _add_product(dweight, logits.T, rows[part])
+            add_product(dweight, logits.T, rows[part])
         if dbias is not None:
             dbias += column_sums(logits)
     y = np.where(valid, each, 0).sum() if used < count else each.sum()
@@ -223,6 +225,19 @@ def fast_linear_cross_entropy(
     if not recording:
         return y, None
     shape = x.shape
+    if kept:
+
+        def dx_of_logits(dy: Array) -> Array:
+            dx = product(logits, weight).reshape(shape)
+            return dx if dy == 1 else np.multiply(dx, dy, out=dx)
+
+        return y, (
+            dx_of_logits,
+            lambda dy: ProductGradient(logits, rows if dy == 1 else rows * dy),
+            None if bias is None else lambda dy: column_sums(logits) * dy,
+            None,
+            None,
+        )
 
     def times(gradient: Array, dy: Array) -> Array:
         return gradient if dy == 1 else gradient * dy
@@ -234,20 +249,6 @@ def fast_linear_cross_entropy(
         None,
         None,
     )
-
-
-def _add_product(total: Array, a: Array, b: Array) -> None:
-    """total += a b, a few rows at a time: the product is never whole."""
-    step = max(1, PRODUCT // total.shape[1])
-
-    def work(start: int, stop: int) -> None:
-        scratch = empty((min(step, stop - start), total.shape[1]), total.dtype)
-        for i in range(start, stop, step):
-            part = total[i : min(i + step, stop)]
-            np.add(part, np.matmul(a[i : i + len(part)], b, out=scratch[: len(part)]), out=part)
-
-    with single_threaded_blas:
-        split(len(total), max(1, WORTH_A_THREAD // b.size), work)
 
 
 def _losses_and_gradients(logits: Array, index: Array, each: Array, share: Array) -> None:

@@ -2,9 +2,9 @@
 
 A single row gives nothing to reuse: every weight is read once, and the memory's speed is the limit.
 And each matrix that passes through the caches drives out everything else, NumPy's own code too. So
-these paths make few calls, wake other threads for large matrices only, and keep nothing for a
-backward pass. Many rows go through `linear.py`, `norms.py`, `elementwise.py` and `attention.py`,
-which ask here first.
+these paths make few calls, wake other threads for long caches only, and keep nothing for a backward
+pass. Many rows go through `norms.py`, `elementwise.py` and `attention.py`, which ask here first. (A
+row times a weight is left to BLAS: it is as quick as parts of the weight on threads of ours.)
 
 Shapes: B batch, H heads, S keys, D head size.
 """
@@ -23,21 +23,6 @@ from .threads import single_threaded_blas, split
 # Numbers that take about as long to read as another thread takes to wake: 2 MB of float32.
 WORTH_A_READER = 1 << 19
 FEW = 1 << 14  # numbers for which a call costs more than its arithmetic
-
-
-def matrix_vector(matrix: Array, x: Array) -> Array:
-    """matrix x: (N, K) without gaps and (K,) -> (N,); each thread takes a part of the rows.
-
-    NumPy's dot products read one row after another, as the memory likes it, and leave the threads
-    of BLAS asleep, which would be in the way of ours for a while after each product.
-    """
-    out = np.empty(len(matrix), matrix.dtype)
-
-    def rows(start: int, stop: int) -> None:
-        np.einsum("ij,j->i", matrix[start:stop], x, out=out[start:stop])
-
-    split(len(matrix), max(1, WORTH_A_READER // matrix.shape[1]), rows)
-    return out
 
 
 def layer_norm_row(x: Array, weight: Array, bias: Array, eps: float) -> Array:

@@ -215,9 +215,21 @@ def split(count: int, least: int, work: Callable[[int, int], None]) -> None:
             workers[i].do(lambda i=i: work(edges[i], edges[i + 1]))  # type: ignore[misc]
             for i in range(1, pieces)
         ]
-        work(edges[0], edges[1])
-        for task in tasks:
+        mine = Task(lambda: work(edges[0], edges[1]))
+        mine.run()
+        _wait_for_all([mine, *tasks])
+
+
+def _wait_for_all(tasks: list[Task]) -> None:
+    """Return when none of them computes any more; raise the first error."""
+    errors: list[BaseException] = []
+    for task in tasks:
+        try:
             task.wait()
+        except BaseException as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _share(edges: list[int], work: Callable[[int, int], None]) -> None:
