@@ -106,6 +106,16 @@ def agree_beside_their_terms(attend, inputs, dtype):
         assert abs(one - truth).max() <= allowed + 2 * abs(two - truth).max()
 
 
+def test_sums_that_overflow_where_no_exponential_does():
+    ones = np.ones((1, 1, 100, 1))  # exp(88) is 1.7e38, and two of them are more than a float32
+    v = np.random.default_rng(0).normal(size=(1, 1, 100, 3))
+    inputs = tensor(88 * ones), tensor(ones), tensor(v)
+    mine = ops.scaled_dot_product_attention(*inputs, None, scale=1.0)
+    with tt.reference_ops():
+        theirs = ops.scaled_dot_product_attention(*inputs, None, scale=1.0)
+    np.testing.assert_allclose(mine.detach(), theirs.detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_nothing_of_the_size_of_the_scores_is_kept():
     x = np.ones((1, 1, 4096, 4), np.float32)
     for options in ({}, {"dropout_p": 0.5, "draw": Draw(1, 1)}):

@@ -196,7 +196,7 @@ def fast_attention(
                 hide(block, e, _zero)
             if not first:
                 return
-            with np.errstate(invalid="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 np.matmul(e, ones(s, dtype)[:, None], out=total)
                 if total.min() > low and total.max() < high:  # neither if a sum is nan
                     return
