@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import selectors
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 # Between two looks at what has come: ranks that hurry do not wake this process with every message,
-# on a core that computes.
+# on a core that computes. The end of a connection wakes it at once.
 REST = 0.02  # seconds
 # After the first sign of trouble: time for what the other ranks have sent to arrive.
 SETTLE = 0.02  # seconds
@@ -39,11 +39,49 @@ Question = Callable[[], "tuple[list[Rank], str] | None"]
 
 @dataclass
 class Suspicion:
-    """Something may be wrong since `began`; to be judged at `due`."""
+    """Something may be wrong; to be judged at `due`.
 
-    began: float
+    Whoever died first is the cause: the launcher kills the others, within milliseconds. An error
+    that was reported by the time a death was seen comes before it.
+    """
+
+    turn: int  # of the witness's loop
+    death: bool
     due: float
     question: Question
+
+
+class Ends:
+    """The connections whose other end has closed or died, in the order in which they did.
+
+    Linux keeps them in that order for an epoll that hears of ends only and not of data, however
+    late this process looks. Elsewhere nothing is known here, and connections end as they are read.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll() if sys.platform.startswith("linux") else None
+        self._watched: dict[int, socket.socket] = {}
+
+    def watch(self, connection: socket.socket) -> None:
+        if self._epoll is not None:
+            self._watched[connection.fileno()] = connection
+            self._epoll.register(connection, select.EPOLLRDHUP | select.EPOLLONESHOT)
+
+    def wait(self, seconds: float) -> list[socket.socket]:
+        """Those that have newly ended; as soon as there is one, or none after `seconds`."""
+        if self._epoll is None:
+            time.sleep(seconds)
+            return []
+        return [self._watched[number] for number, _ in self._epoll.poll(seconds)]
+
+    def forget(self, connection: socket.socket) -> None:
+        if self._epoll is not None:
+            del self._watched[connection.fileno()]
+            self._epoll.unregister(connection)
+
+    def close(self) -> None:
+        if self._epoll is not None:
+            self._epoll.close()
 
 
 @dataclass
@@ -100,6 +138,8 @@ class Witness:
         self.who: dict[socket.socket, Rank] = {}
         self.suspicions: list[Suspicion] = []
         self.verdict: str | None = None
+        self.turn = 0
+        self.ends = Ends()
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ)
 
@@ -122,19 +162,29 @@ class Witness:
                         self.read(key.fileobj)  # type: ignore[arg-type]
                 events = self.selector.select(0)
             self.judge()
-            time.sleep(REST)
+            self.turn += 1
+            for connection in self.ends.wait(REST):
+                self.end(connection)
         if self.verdict:
             self.announce(self.verdict)
         for connection in self.connections:
             connection.close()
+        self.ends.close()
         self.selector.close()
 
     def accept(self) -> None:
         connection, _ = self.listener.accept()
         self.connections[connection] = bytearray()
         self.selector.register(connection, selectors.EVENT_READ)
+        self.ends.watch(connection)
 
     def read(self, connection: socket.socket) -> None:
+        if connection in self.connections and not self.receive(connection):
+            for ended in [*self.ends.wait(0), connection]:
+                self.end(ended)
+
+    def receive(self, connection: socket.socket) -> bool:
+        """Hears what has come; false at the end of the connection."""
         try:
             received = connection.recv(1 << 16)
         except OSError:
@@ -145,15 +195,24 @@ class Witness:
         buffer[:] = rest
         for line in lines:
             self.hear(connection, json.loads(line))
-        if not received:
-            broke = time.monotonic() - silence(connection)
-            self.selector.unregister(connection)
-            connection.close()
-            del self.connections[connection]
-            rank = self.who.pop(connection, None)
-            if rank is not None:
-                rank.connected = False
-                self.suspect(partial(self.died, rank), began=broke)
+        return bool(received)
+
+    def end(self, connection: socket.socket) -> None:
+        if connection not in self.connections:
+            return
+        while self.receive(connection):
+            pass
+        self.hang_up(connection)
+        rank = self.who.pop(connection, None)
+        if rank is not None:
+            rank.connected = False
+            self.suspect(partial(self.died, rank), death=True)
+
+    def hang_up(self, connection: socket.socket) -> None:
+        self.selector.unregister(connection)
+        self.ends.forget(connection)
+        connection.close()
+        del self.connections[connection]
 
     def hear(self, connection: socket.socket, message: dict[str, Any]) -> None:
         if "rank" in message:
@@ -169,8 +228,7 @@ class Witness:
             )
         if "raised" in message:
             rank.finished = True
-            said = time.monotonic() - silence(connection)
-            self.suspect(partial(self.raised, rank, message["raised"]), began=said)
+            self.suspect(partial(self.raised, rank, message["raised"]))
         if "goodbye" in message:
             rank.finished = True
         if "waited" in message:
@@ -186,22 +244,17 @@ class Witness:
             if gone.finished and late:
                 self.suspect(partial(self.left, gone))
 
-    def suspect(
-        self, question: Question, delay: float = SETTLE, began: float | None = None
-    ) -> None:
-        now = time.monotonic()
-        self.suspicions.append(Suspicion(now if began is None else began, now + delay, question))
+    def suspect(self, question: Question, delay: float = SETTLE, death: bool = False) -> None:
+        due = time.monotonic() + delay
+        self.suspicions.append(Suspicion(self.turn, death, due, question))
 
     def judge(self) -> None:
-        """What began first, of all that has settled (or is about to) and still holds, is it.
-
-        Whoever died first is the cause: the launcher kills the others, within milliseconds.
-        """
+        """What came first, of all that has settled (or is about to) and still holds, is it."""
         now = time.monotonic()
         if not any(suspicion.due <= now for suspicion in self.suspicions):
             return
         ripe = [suspicion for suspicion in self.suspicions if suspicion.due <= now + SETTLE]
-        for suspicion in sorted(ripe, key=lambda one: one.began):
+        for suspicion in sorted(ripe, key=lambda one: (one.turn, one.death)):
             self.suspicions.remove(suspicion)
             found = suspicion.question()
             if found and self.verdict is None:
@@ -268,22 +321,7 @@ class Witness:
         except OSError:
             received = b""
         if not received:
-            self.selector.unregister(connection)
-            connection.close()
-            del self.connections[connection]
-
-
-def silence(connection: socket.socket) -> float:
-    """For how many seconds nothing has come from the other end, not even its end.
-
-    The kernel of Linux knows it, to some milliseconds, however late this process looks (`struct
-    tcp_info` of linux/tcp.h: 8 bytes and twelve numbers before `tcpi_last_ack_recv`). Elsewhere 0,
-    and the order in which connections are read decides.
-    """
-    if not sys.platform.startswith("linux"):
-        return 0.0
-    known = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
-    return struct.unpack_from("I", known, 56)[0] / 1000  # type: ignore[no-any-return]
+            self.hang_up(connection)
 
 
 def report_interval(timeout: float) -> float:
