@@ -76,6 +76,65 @@ VALUES = {
         ([1, 3], [1, 0, 1], [1, 2]),
     ),
     "bincount": (lambda: tt.bincount(tt.tensor([0, 2, 2]), minlength=4), [1, 0, 2, 0]),
+    "median": (lambda: (tt.median(X), V.median(), X.median(dim=1)), (2, 1, ([2, 4], [2, 2]))),
+    "tan, sinh, cosh": (
+        lambda: tuple(f(tt.tensor(0.0)) for f in (tt.tan, tt.sinh, tt.cosh)),
+        (0, 0, 1),
+    ),
+    "sinh of little": (lambda: tt.sinh(tt.tensor(1e-12)) / 1e-12, 1),
+    "trunc and frac": (
+        lambda: (tt.tensor([1.5, -1.5]).trunc(), tt.tensor([1.5, -1.5]).frac()),
+        ([1, -1], [0.5, -0.5]),
+    ),
+    "fmod": (lambda: tt.fmod(tt.tensor([7, -7]), 3), [1, -1]),
+    "logaddexp": (lambda: tt.logaddexp(tt.tensor(1000.0), tt.tensor(1000.0)) - math.log(2), 1000),
+    "nan_to_num": (
+        lambda: tt.tensor([math.nan, math.inf, -math.inf, 1.0]).nan_to_num(posinf=9, neginf=-9),
+        [0, 9, -9, 1],
+    ),
+    "nan_to_num, largest": (
+        lambda: tt.tensor([math.inf], dtype=tt.bfloat16).nan_to_num() == tt.finfo(tt.bfloat16).max,
+        [True],
+    ),
+    "addcmul and addcdiv": (
+        lambda: (tt.addcmul(V, V, V, value=2), tt.addcdiv(V, V, V)),
+        ([3, 6, 21], [2, -1, 4]),
+    ),
+    "cumprod": (lambda: tt.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).cumprod(dim=0), [1, 2, 6, 24, 120]),
+    "diff": (lambda: (tt.diff(V), V.diff(n=2)), ([-3, 5], [8])),
+    "broadcast_tensors": (
+        lambda: tuple(x.shape for x in tt.broadcast_tensors(V, X)),
+        ((2, 3),) * 2,
+    ),
+    "meshgrid": (
+        lambda: tt.meshgrid(tt.arange(2), tt.arange(3)),
+        ([[0, 0, 0], [1, 1, 1]], [[0, 1, 2], [0, 1, 2]]),
+    ),
+    "meshgrid, xy": (
+        lambda: tt.meshgrid([tt.arange(2), tt.arange(3)], indexing="xy"),
+        ([[0, 1]] * 3, [[0, 0], [1, 1], [2, 2]]),
+    ),
+    "tensordot": (
+        lambda: (tt.tensordot(N, N), tt.tensordot(N, N, dims=([1], [1]))),
+        (55, [[14, 13], [13, 41]]),
+    ),
+    "kron": (lambda: tt.kron(tt.tensor([1, 2]), tt.tensor([[1, 3]])), [[1, 3, 2, 6]]),
+    "cdist": (lambda: tt.cdist(tt.zeros(1, 2), tt.tensor([[3.0, 4.0]])), [[5]]),
+    "ravel and take": (
+        lambda: (N.ravel(), N.take(tt.tensor([-1, 0]))),
+        ([3, 1, 2, 0, 5, 4], [4, 3]),
+    ),
+    "diag_embed": (lambda: tt.diag_embed(tt.tensor([[1, 2]])), [[[1, 0], [0, 2]]]),
+    "tril_indices": (lambda: tt.tril_indices(2, 2), [[0, 1, 1], [0, 0, 1]]),
+    "triu_indices": (lambda: tt.triu_indices(2, 3, 1), [[0, 0, 1], [1, 2, 2]]),
+    "isin": (lambda: tt.isin(N, tt.tensor([0, 3])), [[True, False, False], [True, False, False]]),
+    "searchsorted": (
+        lambda: (
+            tt.searchsorted(tt.tensor([1, 2, 2]), tt.tensor([2, 9])),
+            tt.bucketize(tt.tensor([2]), tt.tensor([1, 2, 2]), right=True),
+        ),
+        ([1, 3], [3]),
+    ),
     "add with alpha": (lambda: tt.add(V, V, alpha=2), [3, -6, 9]),
     "sub with alpha": (lambda: V.sub(V, alpha=2), [-1, 2, -3]),
     "div": (lambda: tt.div(tt.tensor([7, -7]), 2), [3.5, -3.5]),
@@ -316,6 +375,12 @@ ERRORS = {
     "split: the size of a piece must be positive, got 0": lambda: V.split(0),
     "chunk: the number of chunks must be positive, got 0": lambda: V.chunk(0),
     "mean: the mean of int64 is not int64; use x.float().mean()": lambda: N.mean(),
+    "median: there is no middle of nothing, in shape (0,)": lambda: tt.tensor([]).median(),
+    'meshgrid: indexing must be "ij" or "xy", got \'up\'': lambda: tt.meshgrid(V, indexing="up"),
+    "meshgrid: expected vectors, got [(2, 3)]": lambda: tt.meshgrid(X),
+    "searchsorted: expected one ascending vector, got shape (2, 3)": lambda: tt.searchsorted(X, V),
+    "tensordot: axes [1] of (2, 3) and [0] of (2, 3) are summed over together, but their sizes "
+    "differ": lambda: tt.tensordot(X, X, 1),
     "clamp: give min, max or both": lambda: V.clamp(),
     'div: rounding_mode must be None, "floor" or "trunc", got \'up\'': lambda: tt.div(
         V, 2, rounding_mode="up"

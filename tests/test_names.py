@@ -171,3 +171,10 @@ def test_gradcheck_has_two_names():
     assert tt.autograd.gradcheck(lambda x: x**3, (x,))
     with pytest.raises(AssertionError, match="gradcheck"):
         tt.autograd.gradcheck(lambda x: x + 0 * x.detach() * x.detach() - 2 * x.detach(), (x,))
+
+
+def test_limits_of_dtypes():
+    assert tt.finfo(tt.bfloat16).eps == 2**-7
+    assert tt.finfo(tt.float32).max == pytest.approx(3.4028235e38)
+    assert tt.iinfo(tt.int32).max == 2**31 - 1
+    assert isinstance(tt.float32, tt.dtype) and isinstance(tt.zeros(2, 3).shape, tt.Size)

@@ -35,6 +35,7 @@ FLOORS = [
     {
         "amp",
         "backends",
+        "composed",
         "creation",
         "functions",
         "inplace",

@@ -36,6 +36,7 @@ from .autograd import no_grad as no_grad
 from .autograd import set_grad_enabled as set_grad_enabled
 from .backend import bfloat16 as bfloat16
 from .backend import device as device
+from .backend import finfo as finfo
 from .cpu import get_num_threads as get_num_threads
 from .cpu import set_num_threads as set_num_threads
 from .creation import *
@@ -74,6 +75,10 @@ uint16 = _np.dtype(_np.uint16)
 uint32 = _np.dtype(_np.uint32)
 uint64 = _np.dtype(_np.uint64)
 bool = _np.dtype(_np.bool_)
+
+dtype = _np.dtype
+iinfo = _np.iinfo
+Size: _Any = tuple
 
 inference_mode = no_grad
 as_tensor = _asarray

@@ -26,6 +26,7 @@ Array = Any
 DType = np.dtype[Any]
 
 bfloat16: DType = np.dtype(ml_dtypes.bfloat16)
+finfo: Any = ml_dtypes.finfo  # the limits of a floating-point dtype; NumPy's knows no bfloat16
 default_dtype: DType = np.dtype(np.float32)
 
 # type of array -> module of functions for it. CuPy and Tensor add themselves.

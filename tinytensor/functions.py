@@ -4,7 +4,8 @@
 the operation; where they differ (`max` with a dim also returns indices, `std` divides by n - 1,
 `div` takes a rounding mode) a short function says how. It is longer than other files because
 PyTorch has many names; read it as the table that it is. What only moves numbers (`transpose`,
-`cat`, `gather`) is in `rearranging.py`. `methods.py` makes Tensor methods of the same functions.
+`cat`, `gather`) is in `rearranging.py`, what is a few operations together (`tan`, `meshgrid`) in
+`composed.py`. `methods.py` makes Tensor methods of the same functions.
 
 `axis` and `keepdims` are accepted wherever `dim` and `keepdim` are documented.
 """
@@ -20,9 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import ops, rearranging
+from . import composed, ops, rearranging
 from .backend import Array, array_module, bfloat16, is_floating
-from .rearranging import *  # noqa: F403 (this file is the front of both)
+from .composed import *  # noqa: F403 (this file is the front of all three)
+from .rearranging import *  # noqa: F403
 from .rearranging import array_of, dim_from_front, dims_of, nonzero, takes_axis
 from .tensor import Tensor, as_tensor
 
@@ -34,13 +36,13 @@ __all__ = [
     "gt", "is_floating_point", "is_tensor", "isclose", "isfinite", "isinf", "isnan", "le", "lerp",
     "less", "less_equal", "log", "log10", "log1p", "log2", "log_softmax", "logical_and",
     "logical_not", "logical_or", "logical_xor", "logsumexp", "lt", "masked_fill", "matmul", "max",
-    "maximum", "mean", "min", "minimum", "mm", "mul", "multiply", "mv", "ne", "neg", "negative",
-    "norm", "not_equal", "numel", "outer", "pow", "prod", "reciprocal", "relu", "remainder",
-    "round", "rsqrt", "sigmoid", "sign", "sin", "softmax", "sort", "sqrt", "square", "std",
-    "std_mean", "sub", "subtract", "sum", "swapaxes", "swapdims", "take_along_dim", "tanh", "topk",
-    "true_divide", "unique", "var", "var_mean", "where",
+    "maximum", "mean", "median", "min", "minimum", "mm", "mul", "multiply", "mv", "ne", "neg",
+    "negative", "norm", "not_equal", "numel", "outer", "pow", "prod", "reciprocal", "relu",
+    "remainder", "round", "rsqrt", "sigmoid", "sign", "sin", "softmax", "sort", "sqrt", "square",
+    "std", "std_mean", "sub", "subtract", "sum", "swapaxes", "swapdims", "take_along_dim", "tanh",
+    "topk", "true_divide", "unique", "var", "var_mean", "where",
 ]  # fmt: skip
-__all__ += rearranging.__all__
+__all__ += rearranging.__all__ + composed.__all__
 
 # --- names that mean the same in ops/ ------------------------------------------------------------
 
@@ -353,6 +355,25 @@ def topk(
         raise ValueError(f"topk: k is {k} but dim {dim} has {input.shape[dim]} elements")
     indices = ops.argtopk(input, k, dim, largest, sorted)
     return Extremes(ops.take_along_axis(input, indices, dim), indices)
+
+
+@takes_axis
+def median(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The lower of the two middle elements, NaN if any is; along a dim, `(values, indices)`."""
+    flat = input.reshape(-1) if dim is None else input
+    at = dim_from_front("median", -1 if dim is None else dim, flat.ndim)
+    if flat.shape[at] == 0:
+        raise ValueError(f"median: there is no middle of nothing, in shape {tuple(input.shape)}")
+    order = argsort(flat, at, stable=True)  # NaN goes last
+    middle = rearranging.narrow(order, at, (flat.shape[at] - 1) // 2, 1)
+    last = rearranging.narrow(order, at, flat.shape[at] - 1, 1)
+    indices = ops.where(ops.any(ops.isnan(flat), at, True), last, middle)
+    values = ops.take_along_axis(flat, indices, at)
+    if dim is None:
+        return values.reshape(())
+    if keepdim:
+        return Extremes(values, indices)
+    return Extremes(ops.squeeze(values, at), ops.squeeze(indices, at))
 
 
 def unique(

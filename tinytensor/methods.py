@@ -403,7 +403,9 @@ _NEW: dict[str, Any] = {
 # Every function of functions.py takes its tensor first and so is a method, except these; and a
 # method written out in this file goes before a function of the same name.
 _ONLY_FUNCTIONS = {
-    "cat", "concat", "concatenate", "stack", "vstack", "hstack", "einsum", "is_tensor",
+    "broadcast_tensors", "bucketize", "cat", "cdist", "concat", "concatenate", "einsum", "hstack",
+    "is_tensor", "isin", "meshgrid", "searchsorted", "stack", "tensordot", "tril_indices",
+    "triu_indices", "vstack",
 }  # fmt: skip
 
 

@@ -274,3 +274,69 @@ def test_a_small_network_learns_xor():
                 parameter -= 0.1 * parameter.grad
     assert loss.item() < 0.01
     assert (net(x) > 0.5).tolist() == (y > 0.5).tolist()
+
+
+REFUSALS = {
+    "nn.GroupNorm: 4 channels cannot be cut into 3 groups": lambda: nn.GroupNorm(3, 4),
+    "nn.MultiheadAttention: embed_dim 8 cannot be cut into 3 heads": lambda: nn.MultiheadAttention(
+        8, 3
+    ),
+    "nn.BatchNorm1d: expected (N, 3) or (N, 3, L), got (2, 4)": lambda: nn.BatchNorm1d(3)(
+        tt.zeros(2, 4)
+    ),
+    "batch_norm: training needs more than one value per channel, but the input is (1, 3)": lambda: (
+        nn.BatchNorm1d(3)(tt.zeros(1, 3))
+    ),
+    "rms_norm: the last axes of the input (2, 3) are not (4,), which it normalizes over": lambda: (
+        nn.RMSNorm(4)(tt.zeros(2, 3))
+    ),
+    "glu: dim -1 of the input (2, 3) cannot be cut into halves": lambda: nn.GLU()(tt.zeros(2, 3)),
+    "smooth_l1_loss: beta must not be negative, but it is -1": lambda: nn.SmoothL1Loss(beta=-1)(
+        tt.zeros(1), tt.zeros(1)
+    ),
+    "huber_loss: delta must be positive, but it is 0": lambda: nn.HuberLoss(delta=0)(
+        tt.zeros(1), tt.zeros(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSALS)
+def test_refusals_name_the_numbers(sentence):
+    with pytest.raises(ValueError) as caught:
+        REFUSALS[sentence]()
+    assert str(caught.value) == sentence
+
+
+def test_rms_norm_has_a_root_mean_square_of_one():
+    x = tt.tensor([[3.0, 4.0], [-6.0, 8.0]])
+    y = nn.RMSNorm(2)(x)
+    np.testing.assert_allclose((y * y).mean(-1).tolist(), [1, 1], rtol=1e-6)
+    # 300 · 300 is beyond float16: the mean is taken in float32
+    wide = nn.RMSNorm(2, dtype=tt.float16)(tt.tensor([[300.0, 300.0]], dtype=tt.float16))
+    assert wide.dtype == tt.float16 and wide.tolist() == [[1, 1]]
+
+
+def test_batch_norm_learns_the_statistics_of_its_batches():
+    tt.manual_seed(0)
+    layer = nn.BatchNorm1d(2)
+    for _ in range(200):
+        layer(tt.randn(64, 2) * 3 + 5)
+    np.testing.assert_allclose(layer.running_mean.tolist(), [5, 5], atol=0.3)
+    np.testing.assert_allclose(layer.running_var.tolist(), [9, 9], rtol=0.15)
+    assert layer.num_batches_tracked.item() == 200
+    y = layer.eval()(tt.tensor([[5.0, 5.0]]))
+    np.testing.assert_allclose(y.tolist(), [[0, 0]], atol=0.1)
+    assert layer.num_batches_tracked.item() == 200
+
+
+def test_multihead_attention_is_the_gpts_attention():
+    """Weights sum to one, see nothing late, and need not be asked for."""
+    tt.manual_seed(0)
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = tt.randn(2, 5, 8)
+    y, weights = layer(x, x, x, is_causal=True)
+    alone, none = layer(x, x, x, need_weights=False, is_causal=True)
+    assert none is None
+    np.testing.assert_allclose(y.tolist(), alone.tolist(), atol=1e-6)
+    np.testing.assert_allclose(weights.sum(-1).tolist(), np.ones((2, 5)), rtol=1e-6)
+    assert weights.triu(1).abs().max().item() == 0

@@ -39,9 +39,26 @@ FUNCTIONAL = {
     "cosine_similarity": lambda F, x: F.cosine_similarity(x, x.flip(0), dim=1),
     "dropout in evaluation": lambda F, x: (F.dropout(x, 0.5, False), F.dropout(x, 0.0)),
     "layer_norm": lambda F, x: (F.layer_norm(x, (4,)), F.layer_norm(x, (3, 4), eps=0.1)),
+    "elu": lambda F, x: (F.elu(x), F.elu(x, 0.5)),
+    "mish": lambda F, x: F.mish(x),
+    "hardtanh": lambda F, x: (F.hardtanh(x), F.hardtanh(x, -0.3, 0.7)),
+    "glu": lambda F, x: F.glu(x),
+    "rms_norm": lambda F, x: (F.rms_norm(x, (4,)), F.rms_norm(x, (3, 4), eps=0.1)),
+    "group_norm": lambda F, x: (F.group_norm(x, 2), F.group_norm(x, 1, x[0], x[1], 0.1)),
+    "batch_norm": lambda F, x: F.batch_norm(x, x[0].detach(), x[1].detach() ** 2, eps=0.1),
     "pad": lambda F, x: (F.pad(x, (1, 2)), F.pad(x, (0, -1, 2, 0), value=3.0)),
     "mse_loss": lambda F, x: [F.mse_loss(x, x.flip(0), reduction=r) for r in REDUCTIONS],
     "l1_loss": lambda F, x: [F.l1_loss(x, x.flip(0) + 9, reduction=r) for r in REDUCTIONS],
+    "smooth_l1_loss": lambda F, x: [
+        F.smooth_l1_loss(x, x.flip(0) + 0.7, reduction=r, beta=b)
+        for r in REDUCTIONS
+        for b in (0.0, 0.5, 1.0)
+    ],
+    "huber_loss": lambda F, x: [
+        F.huber_loss(x, x.flip(0) + 0.7, reduction=r, delta=d)
+        for r in REDUCTIONS
+        for d in (0.5, 2.0)
+    ],
 }
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -51,6 +68,10 @@ def test_functional(name):
     same(lambda L, x: FUNCTIONAL[name](L.nn.functional, x), smooth(3, 4))
 
 
+KL_MEAN = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
+
+
+@KL_MEAN
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_other_losses(reduction):
     def binary(L, x, t, w):
@@ -62,6 +83,23 @@ def test_other_losses(reduction):
         )
 
     same(binary, X, UNIT, Given((4,), 0.5, 2.0))
+
+    def of_probabilities(L, p, t, w):
+        F, t, w = L.nn.functional, t.detach(), w.detach()
+        return (
+            F.binary_cross_entropy(p, t, reduction=reduction),
+            F.binary_cross_entropy(p, t, w, reduction=reduction),
+        )
+
+    same(of_probabilities, Given((3, 4), 0.1, 0.9), UNIT, Given((4,), 0.5, 2.0))
+
+    def divergence(L, x, t):
+        F, t = L.nn.functional, t.detach()
+        found = [F.kl_div(x, t, reduction=r) for r in (reduction, "batchmean")]
+        return [*found, F.kl_div(x, L.log(t + 1), reduction=reduction, log_target=True)]
+
+    same(divergence, X, UNIT)
+    same(divergence, X, exactly(np.eye(3, 4)))
 
     def likelihood(L, x, t, w):
         F = L.nn.functional
@@ -236,6 +274,15 @@ LAYERS = {
     "LayerNorm of two axes": (lambda nn: nn.LayerNorm((3, 4), eps=1e-3), IMAGE),
     "LayerNorm without bias": (lambda nn: nn.LayerNorm(4, bias=False), IMAGE),
     "LayerNorm without affine": (lambda nn: nn.LayerNorm(4, elementwise_affine=False), IMAGE),
+    "RMSNorm": (lambda nn: nn.RMSNorm(4), distinct(3, 4)),
+    "RMSNorm of two axes": (lambda nn: nn.RMSNorm((3, 4), eps=1e-3), IMAGE),
+    "RMSNorm without affine": (lambda nn: nn.RMSNorm(4, elementwise_affine=False), IMAGE),
+    "GroupNorm": (lambda nn: nn.GroupNorm(2, 4), distinct(3, 4, 5)),
+    "GroupNorm without affine": (lambda nn: nn.GroupNorm(4, 4, affine=False), distinct(3, 4, 5)),
+    "BatchNorm1d": (lambda nn: nn.BatchNorm1d(4), distinct(3, 4)),
+    "BatchNorm1d of sequences": (lambda nn: nn.BatchNorm1d(4, eps=0.1), distinct(3, 4, 5)),
+    "BatchNorm1d in evaluation": (lambda nn: nn.BatchNorm1d(4).eval(), distinct(3, 4)),
+    "BatchNorm1d without affine": (lambda nn: nn.BatchNorm1d(4, affine=False), distinct(3, 4)),
     "Dropout": (lambda nn: nn.Dropout(0.3).eval(), X),
     "Dropout of nothing": (lambda nn: nn.Dropout(0.0), X),
     "Identity": (lambda nn: nn.Identity(), X),
@@ -243,6 +290,10 @@ LAYERS = {
     "Flatten from the front": (lambda nn: nn.Flatten(0, 1), IMAGE),
     "ReLU": (lambda nn: nn.ReLU(), smooth(3, 4)),
     "LeakyReLU": (lambda nn: nn.LeakyReLU(0.1), smooth(3, 4)),
+    "ELU": (lambda nn: nn.ELU(0.5), smooth(3, 4)),
+    "Mish": (lambda nn: nn.Mish(), X),
+    "Hardtanh": (lambda nn: nn.Hardtanh(-0.5, 0.7), X),
+    "GLU": (lambda nn: nn.GLU(), X),
     "GELU": (lambda nn: nn.GELU(), X),
     "GELU tanh": (lambda nn: nn.GELU(approximate="tanh"), X),
     "SiLU": (lambda nn: nn.SiLU(), X),
@@ -258,6 +309,11 @@ LAYERS = {
 }
 LOSSES = {
     "MSELoss": (lambda nn: nn.MSELoss(), (X, real(3, 4))),
+    "SmoothL1Loss": (lambda nn: nn.SmoothL1Loss(beta=0.5), (X, real(3, 4))),
+    "HuberLoss": (lambda nn: nn.HuberLoss(delta=0.5), (X, real(3, 4))),
+    "KLDivLoss": (lambda nn: nn.KLDivLoss(reduction="batchmean"), (X, Given((3, 4), 0.1, 0.9))),
+    "KLDivLoss of logarithms": (lambda nn: nn.KLDivLoss(log_target=True), (X, real(3, 4))),
+    "BCELoss": (lambda nn: nn.BCELoss(), (Given((3, 4), 0.1, 0.9), exactly(np.eye(3, 4)))),
     "L1Loss": (lambda nn: nn.L1Loss(reduction="sum"), (X, Given((3, 4), 5.0, 6.0))),
     "CrossEntropyLoss": (lambda nn: nn.CrossEntropyLoss(label_smoothing=0.1), (LOGITS, TARGETS)),
     "NLLLoss": (lambda nn: nn.NLLLoss(reduction="sum"), (LOGITS, TARGETS)),
@@ -292,6 +348,68 @@ def test_layers(make, x):
         assert mine.requires_grad == theirs.requires_grad
 
 
+def test_running_statistics():
+    """Three batches in training move them as PyTorch's; None averages over all batches."""
+    for momentum in (0.1, None):
+        layers = copied(lambda nn, m=momentum: nn.BatchNorm1d(4, momentum=m))
+        for seed in range(3):
+            x = random(seed, (5, 4))
+            layers[tt](tt.tensor(x)), layers[torch](torch.tensor(x))
+        for name, theirs in layers[torch].state_dict().items():
+            np.testing.assert_allclose(numbers(layers[tt].state_dict()[name]), numbers(theirs))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["none", "boolean", "additive", "heads", "causal"]),
+    st.booleans(),
+    st.booleans(),
+    strategies.seeds(),
+)
+def test_multihead_attention(first, bias, crossing, masking, padding, average, seed):
+    tt.manual_seed(seed)
+    N, L_, S, C, H = 2, 3, 5 if crossing else 3, 8, 2
+    layers = copied(lambda nn: nn.MultiheadAttention(C, H, bias=bias, batch_first=first))
+    rng = np.random.default_rng(seed)
+    allowed = np.ones((N * H, L_, S), bool)
+    allowed[:, :, 1:] = rng.random((N * H, L_, S - 1)) < 0.7
+    masks = {
+        "boolean": ~allowed[0],
+        "heads": ~allowed,
+        "additive": rng.normal(size=(L_, S)),
+        "causal": np.triu(np.ones((L_, S), bool), 1),
+    }
+    hidden = np.zeros((N, S), bool)
+    hidden[1, -1] = padding
+
+    def shaped(x):
+        return x if first else np.swapaxes(x, 0, 1)
+
+    def call(L, q, kv):
+        library = tt.tensor if L is tt else torch.tensor
+        mask = library(masks[masking]) if masking in masks else None
+        blind = library(hidden if masking != "additive" else np.where(hidden, -np.inf, 0.0))
+        options = {"attn_mask": mask, "key_padding_mask": blind if padding else None}
+        if masking == "causal":
+            options["is_causal"] = True
+        y, weights = layers[L](q, kv, kv, average_attn_weights=average, **options)
+        alone, nothing = layers[L](q, kv, kv, need_weights=False, **options)
+        assert nothing is None
+        return y, weights, alone
+
+    q, kv = random(seed, (N, L_, C)), random(seed + 1, (N, S, C))
+    same(call, shaped(q), shaped(kv), dtypes=(np.float64,))
+
+
+def test_multihead_attention_of_one_sequence():
+    layers = copied(lambda nn: nn.MultiheadAttention(6, 3))
+    same(lambda L, x: layers[L](x, x, x), real(4, 6), dtypes=(np.float64,))
+
+
+@KL_MEAN
 @pytest.mark.parametrize(("make", "arguments"), LOSSES.values(), ids=list(LOSSES))
 def test_loss_modules(make, arguments):
     same(lambda L, x, t: make(L.nn)(x, t), *arguments, dtypes=(np.float64,))

@@ -127,6 +127,49 @@ row("clone", X)
 row("addcmul", X, Y, real(4), value=0.5)
 row("addcdiv", X, Y, positive(4), value=0.5)
 
+for name in ["tan", "sinh", "cosh"]:
+    row(name, X)
+row("tan", Given((4,), -1.4, 1.4))
+for name in ["trunc", "frac"]:
+    row(name, between_integers(3, 4))
+row("fmod", X, smooth(4))
+row("fmod", Given((5,), -9, 9, dtype=np.int64), -4)
+row("logaddexp", X, real(4))
+row("logaddexp", exactly([1e4, -np.inf]), exactly([1e4, 0.0]))
+row("nan_to_num", SPECIAL)
+row("nan_to_num", SPECIAL, nan=1.0, posinf=2.0, neginf=-3.0)
+row("nan_to_num", integers(3, 4))
+for shape in [(5,), (3, 4), (2, 1, 3), (0, 2)]:
+    row("cumprod", real(*shape), dim=0)
+row("cumprod", exactly([2.0, 0.0, 3.0, 0.0, -1.0]), 0)
+row("cumprod", integers(4, 3, 4), dim=1)
+row("diff", X)
+row("diff", M, n=2, dim=1)
+row("median", distinct(3, 4))
+row("median", distinct(3, 4), dim=1)
+row("median", distinct(5, 2), 0, keepdim=True)
+row("median", exactly([1.0, np.nan, 2.0]))
+row("tensordot", M, real(4, 3), dims=([2, 1], [0, 1]))
+row("tensordot", M, real(4, 2), dims=1)
+row("kron", real(2, 3), real(2, 2))
+row("kron", real(2), real(2, 2))
+row("cdist", real(3, 2), real(4, 2))
+row("cdist", real(2, 3, 2), real(2, 4, 2), p=1.0)
+row("ravel", M)
+row("take", X, integers(12, 2, 2))
+row("diag_embed", X)
+row("isin", integers(5, 3, 4), integers(5, 3))
+row("searchsorted", exactly([0.0, 1.0, 1.0, 2.0]), exactly([[1.0, -1.0], [1.5, 3.0]]))
+row("searchsorted", exactly([0, 1, 1, 2]), exactly([1, 5]), right=True)
+row("bucketize", exactly([0.5, 1.0]), exactly([0.0, 1.0, 2.0]))
+row("tril_indices", 3, 4)
+row("triu_indices", 3, 4, offset=1)
+
+row("broadcast_tensors", real(4), real(3, 1))
+row("meshgrid", real(3), real(2), real(4), indexing="ij")
+row("meshgrid", integers(3, 3), integers(2, 2), indexing="xy")
+row("meshgrid", real(3), indexing="xy")
+
 for name in ["sum", "mean", "prod"]:
     for options in ({}, {"dim": 1}, {"dim": 0, "keepdim": True}):
         row(name, smooth(3, 4), **options)
@@ -292,6 +335,10 @@ def test_functions_and_methods(name, arguments, options):
 # numbers differ by design), files, modes, random states.
 ELSEWHERE = {
     "Generator",
+    "Size",
+    "dtype",
+    "finfo",
+    "iinfo",
     "Tensor",
     "device",
     "enable_grad",

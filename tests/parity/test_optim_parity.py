@@ -204,6 +204,9 @@ SCHEDULES = {
     "ConstantLR": lambda S, o: S.ConstantLR(o, factor=0.25, total_iters=4),
     "LinearLR": lambda S, o: S.LinearLR(o, start_factor=0.1, total_iters=6),
     "LinearLR down": lambda S, o: S.LinearLR(o, start_factor=1.0, end_factor=0.2, total_iters=5),
+    "StepLR": lambda S, o: S.StepLR(o, 3, gamma=0.5),
+    "MultiStepLR": lambda S, o: S.MultiStepLR(o, [2, 5, 5, 9]),
+    "ExponentialLR": lambda S, o: S.ExponentialLR(o, 0.9),
     "CosineAnnealingLR": lambda S, o: S.CosineAnnealingLR(o, T_max=12, eta_min=1e-3),
     "SequentialLR": lambda S, o: S.SequentialLR(
         o,

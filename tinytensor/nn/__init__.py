@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from . import functional, init, utils
 from .activations import *
+from .attention import *
 from .containers import *
 from .layers import *
 from .losses import *
 from .module import Module
+from .normalization import *
 from .parameter import Parameter

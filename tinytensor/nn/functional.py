@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops, random
-from ..backend import array_module, is_floating
+from ..backend import array_module, finfo, is_floating
 from ..ops.network import check_reduction as check_reduction
 from ..ops.network import class_shares, reduced
 from ..tensor import Tensor, as_tensor
@@ -66,6 +66,32 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
 def logsigmoid(input: Tensor) -> Tensor:
     """log(sigmoid(x)), exact where sigmoid underflows."""
     return -softplus(-input, threshold=math.inf)
+
+
+def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """x where x > 0, else alpha · (exp(x) - 1) (D.-A. Clevert et al., arXiv 1511.07289)."""
+    below = ops.expm1(ops.minimum(input, 0)) * alpha
+    return ops.where(input > 0, input, below)  # type: ignore[no-any-return]
+
+
+def mish(input: Tensor) -> Tensor:
+    """x · tanh(softplus(x)) (D. Misra, arXiv 1908.08681)."""
+    return input * ops.tanh(softplus(input))  # type: ignore[no-any-return]
+
+
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """x between `min_val` and `max_val`, and the nearer of the two elsewhere."""
+    return ops.clip(input, min_val, max_val)  # type: ignore[no-any-return]
+
+
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """a · sigmoid(b), where a and b are the halves of the input along `dim` (arXiv 1612.08083)."""
+    if input.shape[dim] % 2:
+        raise ValueError(
+            f"glu: dim {dim} of the input {tuple(input.shape)} cannot be cut into halves"
+        )
+    a, b = input.chunk(2, dim)
+    return a * ops.sigmoid(b)  # type: ignore[no-any-return]
 
 
 def softmax(input: Tensor, dim: int, dtype: Any = None) -> Tensor:
@@ -124,6 +150,106 @@ def layer_norm(
             "which it normalizes over"
         )
     return ops.layer_norm(input, weight, bias, len(shape), eps)  # type: ignore[no-any-return]
+
+
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(input + residual, its layer norm over the last axis), in one pass over both.
+
+    input (…, C) is what a layer adds to a `residual` stream (…, C); None is a stream that begins
+    here. PyTorch has no such function; in flash-attn it is `dropout_add_layer_norm(prenorm=True)`.
+    """
+    if residual is None:
+        return input, layer_norm(input, input.shape[-1:], weight, bias, eps)
+    return ops.add_layer_norm(input, residual, weight, bias, eps)  # type: ignore[no-any-return]
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """x / √(mean(x²) + eps) · weight over the last axes, of `normalized_shape` (arXiv 1910.07467).
+
+    `eps` is the dtype's own (the distance from 1 to the next number) unless given. In bfloat16 and
+    float16 the mean is taken in float32.
+    """
+    shape = tuple(normalized_shape)
+    if tuple(input.shape[-len(shape) :]) != shape:
+        raise ValueError(
+            f"rms_norm: the last axes of the input {tuple(input.shape)} are not {shape}, "
+            "which it normalizes over"
+        )
+    wide = input.float() if input.dtype.itemsize < 4 else input
+    eps = float(finfo(wide.dtype).eps) if eps is None else eps
+    axes = tuple(range(-len(shape), 0))
+    y = (wide * ops.rsqrt(ops.mean(wide * wide, axes, True) + eps)).to(input.dtype)
+    return y if weight is None else y * weight  # type: ignore[no-any-return]
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Layer norm over groups of channels (Y. Wu, K. He, arXiv 1803.08494).
+
+    input (N, C, …), weight and bias (C,).
+    """
+    N, C = input.shape[:2]
+    if num_groups < 1 or C % num_groups:
+        raise ValueError(f"group_norm: {C} channels cannot be cut into {num_groups} groups")
+    y = ops.layer_norm(input.reshape(N, num_groups, -1), None, None, 1, eps).reshape(input.shape)
+    return _per_channel(y, weight, bias)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / √(variance + eps) · weight + bias for each channel of input (N, C, …).
+
+    In training by the batch's own mean and variance (arXiv 1502.03167), which also move the running
+    ones, by `momentum` (the variance divided by n - 1 there); else by the running ones.
+    """
+    axes = (0, *range(2, input.ndim))
+    shape = (1, input.shape[1], *(1,) * (input.ndim - 2))
+    if training or running_mean is None or running_var is None:
+        n = input.numel() // input.shape[1]
+        if n < 2:
+            raise ValueError(
+                "batch_norm: training needs more than one value per channel, but the input is "
+                f"{tuple(input.shape)}"
+            )
+        mean, var = input.mean(axes), input.var(axes, correction=0)
+        if training and running_mean is not None and running_var is not None:
+            for running, new in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
+                running.copy_(running * (1 - momentum) + new.detach() * momentum)
+    else:
+        mean, var = running_mean, running_var
+    y = (input - mean.reshape(shape)) * ops.rsqrt(var.reshape(shape) + eps)
+    return _per_channel(y, weight, bias)
+
+
+def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x · weight + bias, with one weight and bias for each index of axis 1."""
+    shape = (-1, *(1,) * (x.ndim - 2))
+    x = x if weight is None else x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
@@ -305,6 +431,69 @@ def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """|input - target|, reduced. The shapes must be equal."""
     _check_same("l1_loss", input, target)
     return _reduce("l1_loss", abs(input - target), reduction)
+
+
+def smooth_l1_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0
+) -> Tensor:
+    """d² / (2 · beta) where |d| < beta, else |d| - beta / 2, of d = input - target; reduced."""
+    if beta < 0:
+        raise ValueError(f"smooth_l1_loss: beta must not be negative, but it is {beta}")
+    if beta == 0:
+        return l1_loss(input, target, reduction)
+    return _huber("smooth_l1_loss", input, target, beta, 1 / beta, reduction)
+
+
+def huber_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0
+) -> Tensor:
+    """d² / 2 where |d| < delta, else delta · (|d| - delta / 2), of d = input - target; reduced."""
+    if delta <= 0:
+        raise ValueError(f"huber_loss: delta must be positive, but it is {delta}")
+    return _huber("huber_loss", input, target, delta, 1.0, reduction)
+
+
+def _huber(
+    name: str, input: Tensor, target: Tensor, edge: float, scale: float, reduction: str
+) -> Tensor:
+    _check_same(name, input, target)
+    distance = abs(input - target)
+    near = ops.minimum(distance, edge)  # near · (distance - near / 2) is both branches at once
+    return _reduce(name, near * (distance - near * 0.5) * scale, reduction)
+
+
+def kl_div(
+    input: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False
+) -> Tensor:
+    """target · (log target - input) with input log-probabilities: the Kullback-Leibler divergence.
+
+    The sum divided by the number of rows, which is the divergence, is reduction="batchmean"; "mean"
+    divides by the number of elements, as in PyTorch. 0 · log 0 is 0.
+    """
+    _check_same("kl_div", input, target)
+    if log_target:
+        losses = ops.exp(target) * (target - input)
+    else:
+        some = target > 0
+        logarithm = ops.log(ops.where(some, target, 1.0))
+        losses = ops.where(some, target * logarithm, 0.0) - target * input
+    if reduction == "batchmean":
+        return losses.sum() / input.shape[0]  # type: ignore[no-any-return]
+    return _reduce("kl_div", losses, reduction)
+
+
+def binary_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
+    """-(t · log p + (1 - t) · log(1 - p)) · weight of probabilities p; logarithms from -100 up.
+
+    Prefer `binary_cross_entropy_with_logits`, which is exact where p rounds to 0 or 1.
+    """
+    name = "binary_cross_entropy"
+    _check_same(name, input, target)
+    positive, negative = (ops.maximum(ops.log(p), -100.0) for p in (input, 1 - input))
+    losses = -(target * positive + (1 - target) * negative)
+    return _reduce(name, losses if weight is None else losses * weight, reduction)
 
 
 def binary_cross_entropy_with_logits(

@@ -18,7 +18,7 @@ from . import init
 from .module import Module
 from .parameter import Parameter
 
-__all__ = ["Dropout", "Embedding", "Flatten", "Identity", "LayerNorm", "Linear"]
+__all__ = ["AddLayerNorm", "Dropout", "Embedding", "Flatten", "Identity", "LayerNorm", "Linear"]
 
 
 class Linear(Module):
@@ -40,11 +40,11 @@ class Linear(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        _check_size("Linear", in_features=in_features, out_features=out_features)
+        check_size("Linear", in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
-        self.weight = _parameter((out_features, in_features), device, dtype)
-        self.bias = _parameter((out_features,), device, dtype) if bias else None
+        self.weight = parameter((out_features, in_features), device, dtype)
+        self.bias = parameter((out_features,), device, dtype) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -82,11 +82,11 @@ class Embedding(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        _check_size("Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
+        check_size("Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = F.padding_row(padding_idx, num_embeddings)
-        self.weight = _parameter((num_embeddings, embedding_dim), device, dtype)
+        self.weight = parameter((num_embeddings, embedding_dim), device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -129,9 +129,9 @@ class LayerNorm(Module):
         self.elementwise_affine = elementwise_affine
         self.weight = self.bias = None
         if elementwise_affine:
-            self.weight = _parameter(self.normalized_shape, device, dtype)
+            self.weight = parameter(self.normalized_shape, device, dtype)
             if bias:
-                self.bias = _parameter(self.normalized_shape, device, dtype)
+                self.bias = parameter(self.normalized_shape, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -148,6 +148,30 @@ class LayerNorm(Module):
         return (
             f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
         )
+
+
+class AddLayerNorm(LayerNorm):
+    """`LayerNorm` of a sum, which is returned too: (input, residual) -> (sum, its norm).
+
+    The two steps between the layers of a transformer, x = x + layer(…) and norm(x), in one pass. It
+    normalizes the last axis; the weights are those of `LayerNorm`.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__((normalized_shape,), eps, elementwise_affine, bias, device, dtype)
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return F.add_layer_norm(input, residual, self.weight, self.bias, self.eps)
 
 
 class Dropout(Module):
@@ -190,11 +214,13 @@ class Flatten(Module):
         return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
 
 
-def _parameter(shape: tuple[int, ...], device: Any, dtype: Any) -> Parameter:
+def parameter(shape: tuple[int, ...], device: Any, dtype: Any) -> Parameter:
+    """A parameter whose values are still to be drawn."""
     return Parameter(empty(shape, dtype=dtype, device=device))
 
 
-def _check_size(layer: str, **sizes: int) -> None:
+def check_size(layer: str, **sizes: int) -> None:
+    """Raise unless every size of nn.`layer` is an integer that is not negative."""
     for name, size in sizes.items():
         if not isinstance(size, int):
             raise TypeError(f"nn.{layer}: {name} must be an integer, not {size!r}")

@@ -133,6 +133,49 @@ class LambdaLR(LRScheduler):
         return base * self.lr_lambdas[group](step)
 
 
+class StepLR(LRScheduler):
+    """base · gammaᵏ after k times `step_size` steps."""
+
+    def __init__(
+        self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
+    ) -> None:
+        if step_size < 1:
+            raise ValueError(f"StepLR: step_size must be at least 1, got {step_size}")
+        self.step_size, self.gamma = step_size, gamma
+        super().__init__(optimizer, last_epoch)
+
+    def learning_rate(self, base: float, group: int, step: int) -> float:
+        return base * self.gamma ** (step // self.step_size)
+
+
+class MultiStepLR(LRScheduler):
+    """base · gammaᵏ after the k-th of the steps `milestones`, which may repeat."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        milestones: Sequence[int],
+        gamma: float = 0.1,
+        last_epoch: int = -1,
+    ) -> None:
+        self.milestones, self.gamma = sorted(milestones), gamma
+        super().__init__(optimizer, last_epoch)
+
+    def learning_rate(self, base: float, group: int, step: int) -> float:
+        return base * self.gamma ** bisect.bisect_right(self.milestones, step)
+
+
+class ExponentialLR(LRScheduler):
+    """base · gammaᵗ at step t."""
+
+    def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
+        self.gamma = gamma
+        super().__init__(optimizer, last_epoch)
+
+    def learning_rate(self, base: float, group: int, step: int) -> float:
+        return base * self.gamma**step
+
+
 class ConstantLR(LRScheduler):
     """base · factor for the first `total_iters` steps, then base."""
 
