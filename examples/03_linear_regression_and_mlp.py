@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import math
 
+from arguments import at_least
+
 import tinytensor as tt
 from tinytensor import nn
 from tinytensor.nn import functional as F
@@ -83,7 +85,7 @@ def fit_spirals(steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--steps", type=int, default=1000, help="of the network; the line takes 100"
+        "--steps", type=at_least(0), default=1000, help="of the network; the line takes 100"
     )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import math
 
+from arguments import at_least
+
 import tinytensor as tt
 from tinytensor.nn import functional as F
 
@@ -60,7 +62,9 @@ def compare(B: int, H: int, T: int, D: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--time", type=int, default=64, help="how many positions to compare")
+    parser.add_argument(
+        "--time", type=at_least(1), default=64, help="how many positions to compare"
+    )
     arguments = parser.parse_args()
     tt.manual_seed(0)
     article()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
+from arguments import at_least, text_to_read
 
 import tinytensor as tt
 from gpt.data import Windows, entropies, load_text, split
@@ -37,10 +38,14 @@ def mean_loss(model: BigramLanguageModel, windows: Windows, batches: int) -> flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=5000)
-    parser.add_argument("--eval-batches", type=int, default=200)
-    parser.add_argument("--characters", type=int, default=2000, help="to generate at the end")
-    parser.add_argument("--data", default="shakespeare", help="or python, or the path of a text")
+    parser.add_argument("--iterations", type=at_least(0), default=5000)
+    parser.add_argument("--eval-batches", type=at_least(1), default=200)
+    parser.add_argument(
+        "--characters", type=at_least(0), default=2000, help="to generate at the end"
+    )
+    parser.add_argument(
+        "--data", type=text_to_read, default="shakespeare", help="or python, or the path of a text"
+    )
     parser.add_argument("--seed", type=int, default=1337)
     arguments = parser.parse_args()
     tt.manual_seed(arguments.seed)

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 
+from arguments import above_zero, at_least
+
 import tinytensor as tt
 from gpt.model import GPT, GPTConfig
 from gpt.tokenizer import CharTokenizer
@@ -67,9 +69,11 @@ def largest_curvature(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--every", type=int, default=50, help="steps between two measurements")
-    parser.add_argument("--lr", type=float, default=0.3)
+    parser.add_argument("--steps", type=at_least(0), default=500)
+    parser.add_argument(
+        "--every", type=at_least(1), default=50, help="steps between two measurements"
+    )
+    parser.add_argument("--lr", type=above_zero, default=0.3)
     arguments = parser.parse_args()
     tt.manual_seed(0)
 

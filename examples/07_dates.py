@@ -22,6 +22,7 @@ import math
 import time
 
 import numpy as np
+from arguments import above_zero, at_least
 
 import tinytensor as tt
 from gpt.encoder_decoder import EncoderDecoder
@@ -142,10 +143,12 @@ def draw_attention(model: EncoderDecoder, pair: tuple[str, str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--test", type=int, default=1000, help="spellings to be tested with")
+    parser.add_argument("--steps", type=at_least(0), default=1200)
+    parser.add_argument("--batch-size", type=at_least(1), default=64)
+    parser.add_argument("--lr", type=above_zero, default=2e-3)
+    parser.add_argument(
+        "--test", type=at_least(1), default=1000, help="spellings to be tested with"
+    )
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     tt.manual_seed(arguments.seed)

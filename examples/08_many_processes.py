@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from arguments import at_least, text_to_read
 
 import tinytensor as tt
 import tinytensor.distributed as dist
@@ -126,9 +127,11 @@ def compare() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=200)
-    parser.add_argument("--eval-batches", type=int, default=40)
-    parser.add_argument("--data", default="shakespeare", help="or python, or the path of a text")
+    parser.add_argument("--iterations", type=at_least(0), default=200)
+    parser.add_argument("--eval-batches", type=at_least(1), default=40)
+    parser.add_argument(
+        "--data", type=text_to_read, default="shakespeare", help="or python, or the path of a text"
+    )
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--one", action="store_true", help="train, as one of the processes")
     arguments = parser.parse_args()

@@ -8,30 +8,32 @@ tokens is checked before anything is timed, then they take turns.
     python examples/benchmark_generate.py --prompt 32 --tokens 64
 
 `plain` is the loop of most small GPTs, and of our model's own `generate`: no cache, the whole text
-again for every token. Runs for about a minute. The last line is the result, as in "tinytensor 40.3
-tokens/s, 45% of the memory's bandwidth; transformers 25.5 tokens/s, 28% of the memory's bandwidth:
-1.58 times as fast".
+again for every token. OPENBLAS_CORETYPE, which only NumPy's BLAS reads, is taken from the processes
+(`cpu_benchmark/processes.py`). Runs for about a minute. The last line is the result, as in
+"tinytensor 40.3 tokens/s, 45% of the memory's bandwidth; transformers 25.5 tokens/s, 28% of the
+memory's bandwidth: 1.58 times as fast".
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
-import multiprocessing
-import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark_peers import initial_weight
+from arguments import at_least, file_to_write
+from cpu_benchmark.machine import describe_machine, machine_lines
+from cpu_benchmark.processes import VARIABLE, Client, set_threads
+from cpu_benchmark.workloads import initial_weight
 
 SIZES = {"gpt2": (50_257, 1024, 12, 12, 768), "tiny": (97, 64, 2, 2, 32)}
 ENGINES = ("tinytensor", "transformers")
+SETTLE = 0.1  # seconds after a turn in which thread pools go to sleep
 READ = 1 << 28  # bytes that are read to measure the memory; far more than any cache holds
 
 
@@ -39,16 +41,20 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--size", choices=SIZES, default="gpt2")
-    add("--prompt", type=int, default=32, help="tokens in the prompt")
-    add("--tokens", type=int, default=64, help="tokens to write after it")
-    add("--batch", type=int, default=1, help="texts at once")
-    add("--rounds", type=int, default=5, help="turns of each library")
-    add("--threads", type=int, default=os.cpu_count(), help="for each library")
-    add("--engines", nargs="+", choices=(*ENGINES, "plain"), default=list(ENGINES))
-    add("--json", type=Path, metavar="FILE", help="write everything measured to this file")
+    add("--prompt", type=at_least(1), default=32, help="tokens in the prompt")
+    add("--tokens", type=at_least(2), default=64, help="tokens to write after it")
+    add("--batch", type=at_least(1), default=1, help="texts at once")
+    add("--rounds", type=at_least(1), default=5, help="turns of each library")
+    add("--threads", type=at_least(1), help="for each library (default: what each takes by itself)")
+    add("--engines", nargs="+", choices=KINDS, default=list(ENGINES))
+    add("--json", type=file_to_write, metavar="FILE", help="write everything measured to this file")
     arguments = parser.parse_args()
-    if arguments.prompt + arguments.tokens > SIZES[arguments.size][1]:
-        parser.error(f"--prompt and --tokens exceed the context of {SIZES[arguments.size][1]}")
+    context = SIZES[arguments.size][1]
+    if arguments.prompt + arguments.tokens > context:
+        parser.error(
+            f"--prompt {arguments.prompt} and --tokens {arguments.tokens} are more than the "
+            f"context of {context} holds"
+        )
     return arguments
 
 
@@ -60,7 +66,7 @@ class Ours:
 
     cached = True
 
-    def __init__(self, size: tuple[int, ...], threads: int):
+    def __init__(self, size: tuple[int, ...]):
         from gpt.model import GPT, GPTConfig
         from gpt.weights import uninitialized
 
@@ -69,7 +75,10 @@ class Ours:
             self.model = GPT(GPTConfig(vocab_size, block_size, layers, heads, width)).eval()
         for name, parameter in self.model.named_parameters():
             parameter.data.numpy()[...] = initial_weight(name, tuple(parameter.shape))
-        self.bytes = sum(p.numel() * 4 for p in self.model.parameters())
+
+    def bytes(self) -> int:
+        """Of the weights, which every token looks at."""
+        return sum(p.numel() * 4 for p in self.model.parameters())
 
     def write(self, prompts: list[list[int]], count: int) -> tuple[list[list[int]], list[float]]:
         """Greedy continuations, and when each token was there."""
@@ -90,11 +99,10 @@ class Plain(Ours):
 class Transformers:
     """Hugging Face's GPT-2 on PyTorch, with its default cache."""
 
-    def __init__(self, size: tuple[int, ...], threads: int):
+    def __init__(self, size: tuple[int, ...]):
         import torch
         import transformers
 
-        torch.set_num_threads(threads)
         self.torch = torch
         vocab_size, block_size, layers, heads, width = size
         config = transformers.GPT2Config(
@@ -108,7 +116,9 @@ class Transformers:
                 shape = tuple(parameter.shape)[:: -1 if matrix else 1]
                 weight = initial_weight(name, shape)
                 parameter.copy_(torch.from_numpy(weight.T if matrix else weight))
-        self.bytes = sum(p.numel() * 4 for p in self.model.parameters())
+
+    def bytes(self) -> int:
+        return sum(p.numel() * 4 for p in self.model.parameters())
 
     def write(self, prompts: list[list[int]], count: int) -> tuple[list[list[int]], list[float]]:
         idx = self.torch.tensor(prompts)
@@ -140,13 +150,6 @@ class Transformers:
 KINDS = {"tinytensor": Ours, "transformers": Transformers, "plain": Plain}
 
 
-def serve(connection: Any, engine: str, size: tuple[int, ...], threads: int) -> None:
-    library = KINDS[engine](size, threads)
-    connection.send(library.bytes)
-    while (asked := connection.recv()) is not None:
-        connection.send(library.write(*asked))
-
-
 # ---- The memory ----
 
 
@@ -171,51 +174,32 @@ def read_bandwidth(threads: int) -> float:
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
-    engines = [e for e in arguments.engines if e != "transformers" or installed()]
+    set_threads(arguments.threads)
+    engines = installed(arguments.engines)
     size = SIZES[arguments.size]
+    machine = describe_machine({"torch", "transformers"} if "transformers" in engines else set())
+    print("\n".join(machine_lines(machine, VARIABLE)))
     rng = np.random.default_rng(0)
     prompts = rng.integers(size[0], size=(arguments.batch, arguments.prompt)).tolist()
-    bandwidth = read_bandwidth(arguments.threads)
-    context = multiprocessing.get_context("spawn")
-    asks: dict[str, Callable[[list[list[int]], int], Any]] = {}
-    connections, processes = {}, {}
-    for engine in engines:
-        connections[engine], other = context.Pipe()
-        processes[engine] = context.Process(
-            target=serve, args=(other, engine, size, arguments.threads), daemon=True
-        )
-        processes[engine].start()
-        weight_bytes = connections[engine].recv()
-
-        def ask(prompts: list[list[int]], count: int, engine: str = engine) -> Any:
-            connections[engine].send((prompts, count))
-            return connections[engine].recv()
-
-        asks[engine] = ask
-    written = {engine: ask(prompts, arguments.tokens)[0] for engine, ask in asks.items()}
-    first = written[engines[0]]
-    for engine, texts in written.items():
-        same = sum(a == b for x, y in zip(first, texts, strict=True) for a, b in zip(x, y))  # noqa: B905
-        print(
-            f"{engine}: {same} of {arguments.batch * arguments.tokens} greedy tokens are the same"
-        )
-    results: dict[str, dict[str, Any]] = {e: {"prompt": [], "token": []} for e in engines}
-    for _ in range(arguments.rounds):
-        for engine, ask in asks.items():
-            _, times = ask(prompts, arguments.tokens)
-            results[engine]["prompt"].append(times[1] - times[0])
-            results[engine]["token"].append((times[-1] - times[1]) / (len(times) - 2))
-            time.sleep(0.1)
-    for connection in connections.values():
-        connection.send(None)
+    bandwidth = read_bandwidth(arguments.threads or machine["processors"])
+    results: dict[str, dict[str, Any]] = {engine: {"prompt": [], "token": []} for engine in engines}
+    with contextlib.ExitStack() as stack:
+        clients = {e: stack.enter_context(Client(e, KINDS[e], size)) for e in engines}
+        weight_bytes = clients[engines[0]]("bytes")
+        check({e: client("write", prompts, arguments.tokens)[0] for e, client in clients.items()})
+        for _ in range(arguments.rounds):
+            for engine, client in clients.items():
+                _, times = client("write", prompts, arguments.tokens)
+                results[engine]["prompt"].append(times[1] - times[0])
+                results[engine]["token"].append((times[-1] - times[1]) / (len(times) - 2))
+                time.sleep(SETTLE)
     print(
         f"\n{arguments.size}, {arguments.batch} x {arguments.prompt} tokens of prompt and "
-        f"{arguments.tokens} more, float32, {arguments.threads} threads; "
-        f"{weight_bytes / 1e6:.0f} MB of weights, memory read at {bandwidth / 1e9:.1f} GB/s\n"
+        f"{arguments.tokens} more, float32; {weight_bytes / 1e6:.0f} MB of weights, memory read at "
+        f"{bandwidth / 1e9:.1f} GB/s\n"
     )
     print(f"{'':14} {'tokens/s':>9} {'(spread)':>15} {'bandwidth':>10} {'prompt':>9}")
-    for engine in engines:
-        result = results[engine]
+    for engine, result in results.items():
         rates = sorted(arguments.batch / seconds for seconds in result["token"])
         result["rate"] = statistics.median(rates)
         result["share"] = result["rate"] / arguments.batch * weight_bytes / bandwidth
@@ -225,11 +209,38 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{engine:14} {result['rate']:9.1f} {spread:>15} {result['share']:10.0%} "
             f"{milliseconds:6.0f} ms"
         )
-    return {"engines": results, "bandwidth": bandwidth, "weight_bytes": weight_bytes}
+    return {
+        "machine": machine,
+        "engines": results,
+        "bandwidth": bandwidth,
+        "weight_bytes": weight_bytes,
+    }
 
 
-def installed() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+def check(written: dict[str, list[list[int]]]) -> None:
+    """Says how many tokens agree. Where two are nearly as likely, rounding may choose; the rest of
+    that text then differs, but the first tokens of all texts do not.
+    """
+    (_, first), *_ = written.items()
+    for engine, texts in written.items():
+        pairs = [
+            pair for texts in zip(first, texts, strict=True) for pair in zip(*texts, strict=True)
+        ]
+        same = sum(a == b for a, b in pairs)
+        print(f"{engine}: {same} of {len(pairs)} greedy tokens are the same")
+        if [text[0] for text in texts] != [text[0] for text in first]:
+            raise SystemExit(f"{engine} does not compute the same: its first tokens are others")
+
+
+def installed(engines: list[str]) -> list[str]:
+    """Those that can run here; `transformers` is named where it cannot."""
+    missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
+    found = [e for e in dict.fromkeys(engines) if e != "transformers" or not missing]
+    if "transformers" in engines and missing:
+        print(f"transformers is left out: pip install {' '.join(missing)} brings it")
+    if not found:
+        raise SystemExit("none of the engines is installed, so that there is nothing to time")
+    return found
 
 
 def summary(results: dict[str, dict[str, Any]]) -> str:
@@ -247,5 +258,6 @@ if __name__ == "__main__":
     arguments = parse_arguments()
     measured = main(arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps({**vars(arguments), "json": "", **measured}, indent=2))
+        options = {**vars(arguments), "json": str(arguments.json)}
+        arguments.json.write_text(json.dumps({**options, **measured}, indent=1) + "\n")
     print("\n" + summary(measured["engines"]))

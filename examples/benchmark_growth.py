@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import at_least, file_to_write
 
 import tinytensor as tt
 from gpt.model import GPT, GPTConfig
@@ -47,15 +48,21 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART")
-    add("--batches", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64], metavar="B")
-    add("--lengths", nargs="+", type=int, metavar="T",
+    positive = at_least(1)
+    add("--batches", nargs="+", type=positive, default=[1, 2, 4, 8, 16, 32, 64], metavar="B")
+    add("--lengths", nargs="+", type=positive, metavar="T",
         default=[64, 128, 256, 512, 1024, 2048, 4096])  # fmt: skip
-    add("--context", type=int, default=8192, metavar="T")
-    add("--steps", type=int, default=7, help="timed steps of each setting (default 7)")
-    add("--plot", type=Path, metavar="PNG", help="draw attention's share (needs matplotlib)")
-    add("--json", type=Path, metavar="FILE", help="write everything measured to this file")
+    add("--context", type=positive, default=8192, metavar="T")
+    add("--steps", type=positive, default=7, help="timed steps of each setting (default 7)")
+    add("--plot", type=file_to_write, metavar="PNG", help="draw attention's share of a step")
+    add("--json", type=file_to_write, metavar="FILE", help="write everything measured to this file")
     add("--only-context", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.plot and "length" not in arguments.parts:
+        parser.error("--plot draws the part `length`: add it to --parts")
+    if arguments.plot and arguments.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        parser.error(f"--plot writes a .png, .svg or .pdf, not {arguments.plot.name}")
+    return arguments
 
 
 def training_step(B: int, T: int) -> Callable[[], None]:
@@ -103,7 +110,10 @@ def clock_on_attention() -> Iterator[list[float]]:
         return call
 
     def attention(*arguments: Any, **options: Any) -> Any:
-        y, vjp = clocked(fast)(*arguments, **options)
+        result = clocked(fast)(*arguments, **options)
+        if result is NotImplemented:
+            return result
+        y, vjp = result
         return y, clocked(vjp)
 
     operation.implementations[np.ndarray] = attention
@@ -168,7 +178,12 @@ def context_alone(T: int) -> None:
 def over_context(T: int) -> dict[str, float]:
     """The memory of a step on one row of T tokens, beside that of (T, T) weights."""
     command = [sys.executable, __file__, "--only-context", "--context", str(T)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        raise SystemExit(
+            f"the step on {T} tokens ended with code {done.returncode} (-9 is what the system does "
+            f"when memory runs out; --context takes fewer):\n{done.stderr}"
+        )
     found: dict[str, float] = json.loads(done.stdout)
     found["weights"] = LAYERS * H * T**2 * 4
     print(

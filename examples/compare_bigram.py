@@ -12,8 +12,10 @@ the largest difference, as in "validation losses differ by at most 0.0101 over 3
 from __future__ import annotations
 
 import argparse
+import importlib.util
 
 import numpy as np
+from arguments import at_least, text_to_read
 from benchmark_bigram import torch_model_module
 
 import tinytensor as tt
@@ -26,10 +28,10 @@ BLOCK_SIZE, BATCH_SIZE, LEARNING_RATE = 8, 32, 1e-3
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=5000)
-    parser.add_argument("--eval-batches", type=int, default=200)
+    parser.add_argument("--iterations", type=at_least(0), default=5000)
+    parser.add_argument("--eval-batches", type=at_least(1), default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--data", default="shakespeare")
+    parser.add_argument("--data", type=text_to_read, default="shakespeare")
     return parser.parse_args()
 
 
@@ -50,6 +52,8 @@ def evaluate(model, batches) -> float:
 
 def main() -> None:
     arguments = parse_arguments()
+    if not importlib.util.find_spec("torch"):
+        raise SystemExit("this compares with PyTorch, which is not installed: pip install torch")
     import torch
 
     torch_models = torch_model_module()

@@ -26,6 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from arguments import at_least, text_to_read
+
 import tinytensor as tt
 from gpt.config import TrainConfig
 from gpt.presets import PRESETS
@@ -57,10 +59,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/shakespeare-gpu-measured"))
-    add("--data", default="shakespeare", help="shakespeare, or the path of its text")
+    add(
+        "--data",
+        type=text_to_read,
+        default="shakespeare",
+        help="shakespeare, or the path of its text",
+    )
     add("--device", default="cuda", choices=("cuda", "cuda-sim"))
-    add("--iterations", type=int, default=5000)
-    add("--steps", type=int, default=20, help="that are compared with the CPU")
+    add("--iterations", type=at_least(1), default=5000)
+    add("--steps", type=at_least(1), default=20, help="that are compared with the CPU")
     add("--precision", default="bfloat16", choices=("float32", "bfloat16"))
     add("--no-capture", action="store_true", help="ask for the kernels of each step one by one")
     add("--tiny", action="store_true", help="a small model, to see that it runs")

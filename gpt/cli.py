@@ -9,8 +9,10 @@ Tensors and pictures are imported inside the commands, so that `--help` answers 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -40,14 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     try:
         if command in ("-h", "--help"):
-            print(overview())
+            if speaks():
+                print(overview())
             return DONE
         if command not in COMMANDS:
             raise UserError(unknown_command(command))
         return COMMANDS[command][0](rest)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
+        from gpt.ranks import refuse
+
+        return refuse(str(error), REFUSED)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return STOPPED
@@ -218,9 +222,22 @@ def parse(
 ) -> Config:
     """The dataclass that the flags describe. tyro exits with status 2 where they describe none."""
     prog = f"python -m gpt {command}"
-    if default is None:
-        return tyro.cli(kind, prog=prog, args=arguments)
-    return tyro.cli(kind, prog=prog, args=arguments, default=default)
+    with contextlib.ExitStack() as silence:
+        if not speaks():
+            silence.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            silence.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        if default is None:
+            return tyro.cli(kind, prog=prog, args=arguments)
+        return tyro.cli(kind, prog=prog, args=arguments, default=default)
+
+
+def speaks() -> bool:
+    """Whether this process is to talk of its flags: the first of many, which all have the same."""
+    if not any(name.startswith(("PMI", "OMPI_", "SLURM_")) for name in os.environ):
+        return True  # no launcher, and nothing to import for that answer
+    import tinytensor.distributed as dist
+
+    return dist.launched_rank() == 0
 
 
 def starting_point(arguments: Sequence[str]) -> TrainConfig:

@@ -197,7 +197,8 @@ class TrainConfig:
     fewer messages; 25 is PyTorch's."""
     zero: bool = False
     """With many processes: each keeps AdamW's moments for its share of the parameters only (ZeRO,
-    stage 1), for as many bytes sent. Without clipping the numbers are the same to the bit."""
+    stage 1), for as many bytes sent, half of them beside the forward pass. Without clipping the
+    numbers are the same to the bit."""
     compare_every: int = 0
     """With many processes: steps between two comparisons of their parameters; 0 compares at the
     start only."""

@@ -393,19 +393,27 @@ class MLP(nn.Module):
 
 
 class GPTBlock(nn.Module):
-    """`Block` with fused attention and GPT-2's names."""
+    """`Block` with fused attention and GPT-2's names.
+
+    In `Block` each layer's output is added to the stream, and the next norm reads the sum. One
+    operation does both here, `nn.AddLayerNorm`, so a block hands on the last of these sums as its
+    two terms: x, what its last layer adds, and `residual`, the stream up to there.
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = nn.AddLayerNorm(config.n_embd, bias=config.bias)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = nn.AddLayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
-        x = x + self.mlp(self.ln_2(x))
-        return x
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        residual, x = self.ln_1(x, residual)  # residual + x, and its norm
+        x = self.attn(x, cache)
+        residual, x = self.ln_2(x, residual)
+        return self.mlp(x), residual
 
 
 class Transformer(nn.Module):
@@ -417,19 +425,22 @@ class Transformer(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList([GPTBlock(config) for _ in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = nn.AddLayerNorm(config.n_embd, bias=config.bias)
         self.checkpointing = config.checkpointing
 
     def forward(self, idx: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         T = idx.shape[1]
         positions = tt.arange(T, device=idx.device) if cache is None else cache.advance(T)
         x = self.drop(self.wte(idx) + self.wpe(positions))  # (B, T, C)
+        residual = None
         for i, block in enumerate(self.h):
             if cache is not None:
-                x = block(x, cache.layers[i])
+                x, residual = block(x, residual, cache.layers[i])
+            elif self.checkpointing:  # of one term, that is one array to keep and not two
+                x, residual = checkpoint(block, x if residual is None else residual + x)
             else:
-                x = checkpoint(block, x) if self.checkpointing else block(x)
-        return self.ln_f(x)
+                x, residual = block(x, residual)
+        return self.ln_f(x, residual)[1]
 
 
 class TokenHead(nn.Linear):

@@ -9,6 +9,8 @@ ranks at once, and nothing here does anything.
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +56,18 @@ def join(config: TrainConfig) -> dist.Place:
             f"for one each, --total-batch {ranks * tokens}"
         )
     return place
+
+
+def refuse(sentence: str, code: int) -> int:
+    """Prints why nothing is done, once if all ranks refuse with this sentence; returns `code`."""
+    everyone = dist.last_words(sentence)
+    rank = dist.launched_rank()
+    on_rank = f" on rank {rank}" if rank else ""
+    if everyone is None or sentence not in everyone[:rank]:
+        print(f"error{on_rank}: {sentence}", file=sys.stderr, flush=True)
+    if everyone is None and not dist.is_initialized():
+        os._exit(code)  # the launcher stops the others
+    return code
 
 
 def parting(run: F) -> F:

@@ -153,6 +153,8 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
                 raise UserError(diverged(step, measured, why, run))
             for group in optimizer.param_groups:
                 group["lr"] = measured["learning_rate"]
+            # Agreed on before the step: what that sends may go on beside the next forward pass.
+            stopping = ranks.anyone(stop.requested)
             optimizer.step()
             clock.count(sum(x.numel() for x, _ in step_batches))
 
@@ -181,7 +183,7 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
             if config.sample_every and step % config.sample_every == 0 and ranks.leads():
                 run.write_sample(step, sample(model, tokenizer, prompt, config, step))
                 clock.restart()
-            stopping = ranks.anyone(stop.requested)
+            stopping = stopping or (place.world_size == 1 and stop.requested)
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             if due or stopping or last or (best and config.keep_best):
                 save(run, step, model, optimizer, batches, corpus, clock, config)

@@ -12,12 +12,18 @@
 // together over tiles of COLUMNS of the other axis, which pass through two slots of shared memory,
 // filled by cp.async one tile ahead: one barrier a tile. blockIdx.x = b · H + h, blockIdx.y counts
 // row tiles, the longest first. Rows in shared memory are HEAD / 8 + 1 chunks of 16 bytes apart: an
-// odd number, so that the eight rows of an ldmatrix lie in different banks.
+// odd number, so that the eight rows of an ldmatrix lie in different banks. A warp alone reads its
+// own rows there, and in the end writes its results over them, to store whole lines.
 //
 // Bytes: q and y once, k and v L / (64 · BLOCKS) times, from L2. Arithmetic: forward 4 L S D
 // operations, backward 14 (the kernel of dk and dv 8, that of dq 6; one kernel with atomics would
 // do 10), half of it if causal; one exp2 a weight and pass. At 2 · 16 rows a warp, an ldmatrix of
 // 512 bytes serves 4 mma.
+//
+// Instructions: at HEAD 64 a tile is 128 mma a warp forward, and in the machine code for sm_90a 630
+// others. They must not take longer to issue than the mma to be done: tiles that all rows see have
+// no masks; the scale and the largest score meet in the one fma of the exponent, for which the scale
+// must be positive; a thread's addresses of the tiles are worked out once (Stream).
 //
 // HEAD is D rounded up to a multiple of 16, at most 128. ALIGNED: the arrays begin at multiples of
 // 16 bytes, and D and all strides are multiples of 8 elements; without, elements are loaded one by
@@ -38,23 +44,40 @@ constexpr int ROWS = WARPS * BLOCKS * 16;               // a thread block
 constexpr int COLUMNS = HEAD <= 64 ? 64 : 32;           // a step, forward
 constexpr int BACK = 32;                                // a step, backward
 
-template <int ROWS_OF_TILE>
-__device__ __forceinline__ void load_rows(char* tile, const bf16* x, long long stride, int first,
-                                          int rows, int D) {
-    for (int i = threadIdx.x; i < ROWS_OF_TILE * TILES; i += 32 * WARPS) {
-        int row = i / TILES, chunk = i % TILES;
-        int count = first + row < rows ? D - 8 * chunk : 0;
+// A thread's part in copying tiles of x (rows × D): one chunk of 16 bytes of every ABREAST-th row.
+struct Stream {
+    static constexpr int ABREAST = 32 * WARPS / TILES;
+    const bf16* from;
+    long long stride;  // of rows
+    int row, chunk, count;
+
+    __device__ __forceinline__ Stream(const bf16* x, long long stride, int D) : stride(stride) {
+        row = threadIdx.x / TILES, chunk = threadIdx.x % TILES;
+        count = D - 8 * chunk;
         count = count < 0 ? 0 : count > 8 ? 8 : count;
-        const bf16* from = x + (count ? (first + row) * stride + 8 * chunk : 0);
+        from = x + row * stride + (count ? 8 * chunk : 0);
+    }
+    // The tile that begins at row `first` of `rows`; zeros behind the last.
+    template <int ROWS_OF_TILE>
+    __device__ __forceinline__ void load(char* tile, int first, int rows) const {
+        const bf16* at = from + first * stride;
         char* to = tile + (row * PITCH + chunk) * 16;
-        if (ALIGNED) {
-            copy_async(to, from, 2 * count);
-        } else {
-            for (int j = 0; j < 8; j++)
-                ((bf16*)to)[j] = j < count ? from[j] : from_float<bf16>(0.0f);
+        int left = rows - first - row;
+        if (32 * WARPS % TILES && row >= ABREAST) return;  // some threads too many
+#pragma unroll
+        for (int i = 0; i < ROWS_OF_TILE; i += ABREAST) {
+            if (ROWS_OF_TILE % ABREAST && i + row >= ROWS_OF_TILE) break;
+            int there = i < left ? count : 0;
+            if (ALIGNED) {
+                copy_async(to + i * PITCH * 16, at, 2 * there);
+            } else {
+                for (int j = 0; j < 8; j++)
+                    ((bf16*)(to + i * PITCH * 16))[j] = j < there ? at[j] : from_float<bf16>(0.0f);
+            }
+            at += ABREAST * stride;
         }
     }
-}
+};
 // c = rows of `left` from `first` times the WIDE rows of `right`: sums over HEAD.
 template <int WIDE>
 __device__ __forceinline__ void dots(float (&c)[BLOCKS][WIDE / 8][4], const char* left, int first,
@@ -109,30 +132,58 @@ __device__ __forceinline__ void mix(float (&sums)[BLOCKS][TILES][4],
         }
     }
 }
-__device__ __forceinline__ void store(bf16* out, const float (&sums)[BLOCKS][TILES][4],
-                                      const float (&factors)[BLOCKS][2], int b, int h, int first,
-                                      int rows, int H, int D, int lane) {
-    int pairs = D % 2 == 0;
+// -∞ where a row of c is not to see a column: the row of register c[i][…][2 half + …] sees those
+// from begin[i][half] to end[i][half], counted from the tile's first.
+template <int WIDE>
+__device__ __forceinline__ void hide(float (&c)[BLOCKS][WIDE / 8][4], const int (&begin)[BLOCKS][2],
+                                     const int (&end)[BLOCKS][2], int lane) {
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int row = first + 16 * i + lane / 4 + 8 * half;
-            if (row >= rows) continue;
-            bf16* to = out + (((long long)b * rows + row) * H + h) * D;
+            int low = begin[i][half] - lane % 4 * 2, high = end[i][half] - lane % 4 * 2;
 #pragma unroll
-            for (int j = 0; j < TILES; j++) {
-                int d = 8 * j + lane % 4 * 2;
-                unsigned word = pack_bf16(sums[i][j][2 * half] * factors[i][half],
-                                          sums[i][j][2 * half + 1] * factors[i][half]);
-                if (pairs && d < D) {
-                    *(unsigned*)(to + d) = word;
-                } else {
-                    if (d < D) to[d] = bf16{(unsigned short)word};
-                    if (d + 1 < D) to[d + 1] = bf16{(unsigned short)(word >> 16)};
+            for (int j = 0; j < WIDE / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    float& x = c[i][j][2 * half + e];
+                    x = 8 * j + e < low || 8 * j + e >= high ? -INFINITE : x;
                 }
-            }
         }
+}
+// Before a tile that all threads have filled is written over, also where there was no step.
+__device__ __forceinline__ void leave_copies() {
+    wait_for_copies<0>();
+    __syncthreads();
+}
+// Rows first … of out (B, rows, H, D) = sums · factors, through this warp's rows of `tile`.
+__device__ __forceinline__ void store(bf16* out, const float (&sums)[BLOCKS][TILES][4],
+                                      const float (&factors)[BLOCKS][2], char* tile, int b, int h,
+                                      int first, int rows, int H, int D, int lane) {
+    __syncwarp();  // all lanes have read what stood there
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            unsigned* row = (unsigned*)(tile + (16 * i + lane / 4 + 8 * half) * PITCH * 16);
+#pragma unroll
+            for (int j = 0; j < TILES; j++)
+                row[4 * j + lane % 4] = pack_bf16(sums[i][j][2 * half] * factors[i][half],
+                                                  sums[i][j][2 * half + 1] * factors[i][half]);
+        }
+    __syncwarp();
+#pragma unroll 4
+    for (int i = lane; i < BLOCKS * 16 * TILES; i += 32) {
+        int row = i / TILES, chunk = i % TILES;
+        if (first + row >= rows) break;
+        bf16* to = out + (((long long)b * rows + first + row) * H + h) * D + 8 * chunk;
+        const char* from = tile + (row * PITCH + chunk) * 16;
+        if (ALIGNED) {
+            if (8 * chunk < D) *(uint4*)to = *(const uint4*)from;
+        } else {
+            for (int j = 0; j < 8 && 8 * chunk + j < D; j++) to[j] = ((const bf16*)from)[j];
+        }
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(128)
@@ -151,17 +202,19 @@ extern "C" __global__ void __launch_bounds__(128)
     if (DROPOUT) begin_draw(origin, key, counter);
     Dropout dropout{key, counter, threshold, keep_scale};
     int seen = keys_seen(first + ROWS, S, causal), steps = (seen + COLUMNS - 1) / COLUMNS;
+    float unit = scale * LOG2_E;  // of a score, to the power of 2
 
+    Stream from_k(k, k_t, D), from_v(v, v_t, D);
     auto load = [&](int step) {
         if (step >= steps) return;
         char* slot = slots + step % 2 * 2 * SLOT;
-        load_rows<COLUMNS>(slot, k, k_t, step * COLUMNS, S, D);
-        load_rows<COLUMNS>(slot + SLOT, v, v_t, step * COLUMNS, S, D);
+        from_k.load<COLUMNS>(slot, step * COLUMNS, S);
+        from_v.load<COLUMNS>(slot + SLOT, step * COLUMNS, S);
     };
     float sums[BLOCKS][TILES][4] = {}, highest[BLOCKS][2], total[BLOCKS][2];
     for (int i = 0; i < BLOCKS; i++)
         for (int half = 0; half < 2; half++) highest[i][half] = -INFINITE, total[i][half] = 0.0f;
-    load_rows<ROWS>(q_tile, q, q_t, first, L, D);
+    Stream(q, q_t, D).load<ROWS>(q_tile, first, L);
     load(0);
     end_copy_group();
     for (int step = 0; step < steps; step++) {
@@ -174,35 +227,36 @@ extern "C" __global__ void __launch_bounds__(128)
         if (causal && start > mine + BLOCKS * 16 - 1) continue;  // nothing this warp may see
         float s[BLOCKS][COLUMNS / 8][4];
         dots<COLUMNS>(s, q_tile, warp * BLOCKS * 16, slot, lane);
-        bool edge = start + COLUMNS > S || (causal && start + COLUMNS > mine);
+        if (start + COLUMNS > S || (causal && start + COLUMNS > mine)) {
+            int begin[BLOCKS][2] = {}, end[BLOCKS][2];
+            for (int i = 0; i < BLOCKS; i++)
+                for (int half = 0; half < 2; half++)
+                    end[i][half] =
+                        keys_seen(mine + 16 * i + lane / 4 + 8 * half + 1, S, causal) - start;
+            hide<COLUMNS>(s, begin, end, lane);
+        }
 #pragma unroll
         for (int i = 0; i < BLOCKS; i++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int query = mine + 16 * i + lane / 4 + 8 * half;
                 float most = highest[i][half];
 #pragma unroll
                 for (int j = 0; j < COLUMNS / 8; j++)
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        float& x = s[i][j][2 * half + e];
-                        int at = start + 8 * j + lane % 4 * 2 + e;
-                        x = !edge || (at < S && (!causal || at <= query)) ? x * (scale * LOG2_E)
-                                                                          : -INFINITE;
-                        most = fmaxf(most, x);
-                    }
+                    most = fmaxf(most, fmaxf(s[i][j][2 * half], s[i][j][2 * half + 1]));
                 most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
                 most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-                float shift = most == -INFINITE ? 0.0f : most;
-                float correction = exp2f(highest[i][half] - shift), sum = 0.0f;
+                float shift = most == -INFINITE ? 0.0f : most * unit;
+                float correction = fast_exp2(highest[i][half] * unit - shift), sum = 0.0f;
                 highest[i][half] = most;
 #pragma unroll
                 for (int j = 0; j < COLUMNS / 8; j++) {
                     float* pair = s[i][j] + 2 * half;
-                    pair[0] = exp2f(pair[0] - shift), pair[1] = exp2f(pair[1] - shift);
+                    pair[0] = fast_exp2(pair[0] * unit - shift);
+                    pair[1] = fast_exp2(pair[1] * unit - shift);
                     sum += pair[0] + pair[1];
                     if (DROPOUT) {
                         float factors[2];
+                        int query = mine + 16 * i + lane / 4 + 8 * half;
                         unsigned long long row = (unsigned long long)bh * L + query;
                         dropout.factors(factors, row * S + start + 8 * j + lane % 4 * 2);
                         pair[0] *= factors[0], pair[1] *= factors[1];
@@ -215,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(128)
             }
         mix<COLUMNS>(sums, s, slot + SLOT, lane);
     }
-    wait_for_copies<0>();
+    leave_copies();
     float factors[BLOCKS][2];
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++)
@@ -228,9 +282,10 @@ extern "C" __global__ void __launch_bounds__(128)
             factors[i][half] = sum == 0.0f ? 0.0f : 1.0f / sum;
             if (lane % 4 == 0 && query < L)
                 log_sum_exp[(long long)bh * L + query] =
-                    sum == 0.0f ? INFINITE : (highest[i][half] + log2f(sum)) * LN_2;
+                    sum == 0.0f ? INFINITE : (highest[i][half] * unit + log2f(sum)) * LN_2;
         }
-    store(y, sums, factors, b, h, mine, L, H, D, lane);
+    char* own = q_tile + warp * BLOCKS * 16 * PITCH * 16;
+    store(y, sums, factors, own, b, h, mine, L, H, D, lane);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
@@ -245,6 +300,7 @@ extern "C" __global__ void __launch_bounds__(128)
     char *k_tile = shared, *v_tile = shared + ROWS * PITCH * 16,
          *slots = v_tile + ROWS * PITCH * 16;
     constexpr int SLOT = BACK * PITCH * 16;  // of q; dy lies behind it
+    float* statistics = (float*)(slots + 4 * SLOT);  // of each slot's queries: log-sum-exp, delta
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, bh = blockIdx.x, b = bh / H, h = bh % H;
     int first = blockIdx.y * ROWS, mine = first + warp * BLOCKS * 16;
     q += b * q_b + h * q_h, k += b * k_b + h * k_h, v += b * v_b + h * v_h;
@@ -254,16 +310,23 @@ extern "C" __global__ void __launch_bounds__(128)
     Dropout dropout{key, counter, threshold, keep_scale};
     int begin = first_query(first, causal, BACK),
         steps = L > begin ? (L - begin + BACK - 1) / BACK : 0;
+    float unit = scale * LOG2_E;
 
+    Stream from_q(q, q_t, D), from_dy(dy, dy_t, D);
+    // Queries behind the last are zeros, and so is what they add to dk and dv.
     auto load = [&](int step) {
         if (step >= steps) return;
         char* slot = slots + step % 2 * 2 * SLOT;
-        load_rows<BACK>(slot, q, q_t, begin + step * BACK, L, D);
-        load_rows<BACK>(slot + SLOT, dy, dy_t, begin + step * BACK, L, D);
+        int start = begin + step * BACK, i = start + threadIdx.x % BACK;
+        from_q.load<BACK>(slot, start, L);
+        from_dy.load<BACK>(slot + SLOT, start, L);
+        if (threadIdx.x < 2 * BACK)
+            copy_word_async(statistics + step % 2 * 2 * BACK + threadIdx.x,
+                            (threadIdx.x < BACK ? log_sum_exp : delta) + (i < L ? i : 0), i < L);
     };
     float dk_sums[BLOCKS][TILES][4] = {}, dv_sums[BLOCKS][TILES][4] = {};
-    load_rows<ROWS>(k_tile, k, k_t, first, S, D);
-    load_rows<ROWS>(v_tile, v, v_t, first, S, D);
+    Stream(k, k_t, D).load<ROWS>(k_tile, first, S);
+    Stream(v, v_t, D).load<ROWS>(v_tile, first, S);
     load(0);
     end_copy_group();
     for (int step = 0; step < steps; step++) {
@@ -272,29 +335,33 @@ extern "C" __global__ void __launch_bounds__(128)
         load(step + 1);
         end_copy_group();
         const char* slot = slots + step % 2 * 2 * SLOT;
+        const float* of_queries = statistics + step % 2 * 2 * BACK;
         int start = begin + step * BACK;
+        if (causal && start + BACK <= mine) continue;  // nobody sees this warp's keys
         float w[BLOCKS][BACK / 8][4], dw[BLOCKS][BACK / 8][4];
         dots<BACK>(w, k_tile, warp * BLOCKS * 16, slot, lane);
-        bool edge = start + BACK > L || mine + BLOCKS * 16 > S ||
-                    (causal && start < mine + BLOCKS * 16 - 1);
         dots<BACK>(dw, v_tile, warp * BLOCKS * 16, slot + SLOT, lane);
+        if (causal && start < mine + BLOCKS * 16 - 1) {  // some query does not see some key
+            int from[BLOCKS][2], to[BLOCKS][2];
+            for (int i = 0; i < BLOCKS; i++)
+                for (int half = 0; half < 2; half++)
+                    from[i][half] = mine + 16 * i + lane / 4 + 8 * half - start, to[i][half] = BACK;
+            hide<BACK>(w, from, to, lane);
+        }
 #pragma unroll
         for (int j = 0; j < BACK / 8; j++)
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                int query = start + 8 * j + lane % 4 * 2 + e;
-                int inside = query < L ? query : L - 1;
-                float shift = log_sum_exp[inside] * LOG2_E, along = delta[inside];
-                unsigned long long row = ((unsigned long long)bh * L + query) * S;
+                int query = 8 * j + lane % 4 * 2 + e;
+                float shift = of_queries[query] * LOG2_E, along = of_queries[BACK + query];
+                unsigned long long row = ((unsigned long long)bh * L + start + query) * S;
 #pragma unroll
                 for (int i = 0; i < BLOCKS; i++)
 #pragma unroll
                     for (int half = 0; half < 2; half++) {
                         int at = mine + 16 * i + lane / 4 + 8 * half;
                         float &x = w[i][j][2 * half + e], &dx = dw[i][j][2 * half + e];
-                        bool seen = !edge || visible(query, at, L, S, causal);
-                        float p = seen ? exp2f(x * (scale * LOG2_E) - shift) : 0.0f;
-                        float factor = dropout.factor(row + at);
+                        float p = fast_exp2(x * unit - shift), factor = dropout.factor(row + at);
                         x = p * factor;
                         dx = p * (dx * factor - along);
                     }
@@ -302,12 +369,13 @@ extern "C" __global__ void __launch_bounds__(128)
         mix<BACK>(dv_sums, w, slot + SLOT, lane);
         mix<BACK>(dk_sums, dw, slot, lane);
     }
-    wait_for_copies<0>();
+    leave_copies();
     float ones[BLOCKS][2], scales[BLOCKS][2];
     for (int i = 0; i < BLOCKS; i++)
         for (int half = 0; half < 2; half++) ones[i][half] = 1.0f, scales[i][half] = scale;
-    store(dk, dk_sums, scales, b, h, mine, S, H, D, lane);
-    store(dv, dv_sums, ones, b, h, mine, S, H, D, lane);
+    int own = warp * BLOCKS * 16 * PITCH * 16;
+    store(dk, dk_sums, scales, k_tile + own, b, h, mine, S, H, D, lane);
+    store(dv, dv_sums, ones, v_tile + own, b, h, mine, S, H, D, lane);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
@@ -331,11 +399,13 @@ extern "C" __global__ void __launch_bounds__(128)
     Dropout dropout{key, counter, threshold, keep_scale};
     int seen = keys_seen(first + ROWS, S, causal), steps = (seen + BACK - 1) / BACK;
 
+    float unit = scale * LOG2_E;
+    Stream from_k(k, k_t, D), from_v(v, v_t, D);
     auto load = [&](int step) {
         if (step >= steps) return;
         char* slot = slots + step % 2 * 2 * SLOT;
-        load_rows<BACK>(slot, k, k_t, step * BACK, S, D);
-        load_rows<BACK>(slot + SLOT, v, v_t, step * BACK, S, D);
+        from_k.load<BACK>(slot, step * BACK, S);
+        from_v.load<BACK>(slot + SLOT, step * BACK, S);
     };
     float sums[BLOCKS][TILES][4] = {}, shift[BLOCKS][2], along[BLOCKS][2], scales[BLOCKS][2];
 #pragma unroll
@@ -346,8 +416,8 @@ extern "C" __global__ void __launch_bounds__(128)
             shift[i][half] = query < L ? log_sum_exp[query] * LOG2_E : INFINITE;
             along[i][half] = query < L ? delta[query] : 0.0f, scales[i][half] = scale;
         }
-    load_rows<ROWS>(q_tile, q, q_t, first, L, D);
-    load_rows<ROWS>(dy_tile, dy, dy_t, first, L, D);
+    Stream(q, q_t, D).load<ROWS>(q_tile, first, L);
+    Stream(dy, dy_t, D).load<ROWS>(dy_tile, first, L);
     load(0);
     end_copy_group();
     for (int step = 0; step < steps; step++) {
@@ -361,6 +431,14 @@ extern "C" __global__ void __launch_bounds__(128)
         float w[BLOCKS][BACK / 8][4], dw[BLOCKS][BACK / 8][4];
         dots<BACK>(w, q_tile, warp * BLOCKS * 16, slot, lane);
         dots<BACK>(dw, dy_tile, warp * BLOCKS * 16, slot + SLOT, lane);
+        if (start + BACK > S || (causal && start + BACK > mine)) {
+            int begin[BLOCKS][2] = {}, end[BLOCKS][2];
+            for (int i = 0; i < BLOCKS; i++)
+                for (int half = 0; half < 2; half++)
+                    end[i][half] =
+                        keys_seen(mine + 16 * i + lane / 4 + 8 * half + 1, S, causal) - start;
+            hide<BACK>(w, begin, end, lane);
+        }
 #pragma unroll
         for (int i = 0; i < BLOCKS; i++)
 #pragma unroll
@@ -369,21 +447,19 @@ extern "C" __global__ void __launch_bounds__(128)
                 unsigned long long row = ((unsigned long long)bh * L + query) * S;
 #pragma unroll
                 for (int j = 0; j < BACK / 8; j++) {
-                    int at = start + 8 * j + lane % 4 * 2;
                     float factors[2];
-                    dropout.factors(factors, row + at);
+                    dropout.factors(factors, row + start + 8 * j + lane % 4 * 2);
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
-                        float x = w[i][j][2 * half + e], &dx = dw[i][j][2 * half + e];
-                        float p = visible(query, at + e, L, S, causal)
-                                      ? exp2f(x * (scale * LOG2_E) - shift[i][half])
-                                      : 0.0f;
+                        float& dx = dw[i][j][2 * half + e];
+                        float p = fast_exp2(w[i][j][2 * half + e] * unit - shift[i][half]);
                         dx = p * (dx * factors[e] - along[i][half]);
                     }
                 }
             }
         mix<BACK>(sums, dw, slot, lane);
     }
-    wait_for_copies<0>();
-    store(dq, sums, scales, b, h, mine, L, H, D, lane);
+    leave_copies();
+    char* own = q_tile + warp * BLOCKS * 16 * PITCH * 16;
+    store(dq, sums, scales, own, b, h, mine, L, H, D, lane);
 }

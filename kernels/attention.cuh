@@ -5,6 +5,7 @@
 // three axes and contiguous D; y, dq, dk and dv are written as contiguous (B, time, H, D), so that
 // joining the heads is free; log_sum_exp and delta are contiguous (B, H, L) float32.
 #pragma once
+#include "fast.cuh"
 #include "philox.cuh"
 #include "types.cuh"
 

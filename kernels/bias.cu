@@ -20,7 +20,7 @@
 extern "C" __global__ void __launch_bounds__(256)
     column_sum(into* sums, const real* x, int rows, int C, int rows_of_slice, int accumulate) {
     constexpr int PIECE = WIDTH<real>;
-    __shared__ float shares[8][32 * PIECE];
+    __shared__ float shares[8][33 * PIECE];  // 33: neighbouring columns in different banks
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int at = (blockIdx.x * 32 + lane) * PIECE;
     float sum[PIECE] = {};
@@ -35,13 +35,13 @@ extern "C" __global__ void __launch_bounds__(256)
         }
     }
 #pragma unroll
-    for (int j = 0; j < PIECE; j++) shares[warp][j * 32 + lane] = sum[j];
+    for (int j = 0; j < PIECE; j++) shares[warp][j * 33 + lane] = sum[j];
     __syncthreads();
     for (int i = threadIdx.x; i < 32 * PIECE; i += 256) {
-        int c = (blockIdx.x * 32 + i % 32) * PIECE + i / 32;
+        int c = blockIdx.x * 32 * PIECE + i, share = i % PIECE * 33 + i / PIECE;
         if (c >= C) continue;
         float total = 0.0f;
-        for (int w = 0; w < 8; w++) total += shares[w][i];
+        for (int w = 0; w < 8; w++) total += shares[w][share];
         into* place = sums + (long long)blockIdx.y * C + c;
         *place = from_float<into>(accumulate ? to_float(*place) + total : total);
     }

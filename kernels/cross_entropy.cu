@@ -4,7 +4,7 @@
 // A row whose target is `ignored` has loss 0 and gradient 0. Without weights they are all 1.
 //
 // cross_entropy makes the losses and the log-sum-exps, and with `dlogits` the gradient too, in the same
-// launch: each row is read a second time while it is in the L2 cache. cross_entropy_gradient makes the
+// launch: each row is gone over a second time, in shared memory or the L2 cache. cross_entropy_gradient makes the
 // gradient alone, from the log-sum-exps. Gradients may be written over the logits. `scale` has one
 // number a row, or one for all if scale_step is 0: the incoming gradient, over Σ w for a mean.
 //
@@ -13,15 +13,28 @@
 // Arithmetic: 1 or 2 exponentials and about 6 operations an element.
 #include "rows.cuh"
 
-// Σ q is (1 - ε) w + ε/V Σ weight; q of class v, as above.
+// Σ q is (1 - ε) w + ε/V Σ weight.
 struct Target {
     const real* weight;
     int target;
     float hot, smooth;
 
-    __device__ __forceinline__ float q(int v) {
-        float everywhere = smooth == 0.0f ? 0.0f : smooth * (weight ? to_float(weight[v]) : 1.0f);
-        return v == target ? everywhere + hot : everywhere;
+    // scale · (p Σq - q) in place of the p of the classes from `at`. One piece of a row has the target,
+    // and the others are not to ask for it class by class.
+    __device__ __forceinline__ void gradient(float (&p)[PIECE], int at, int V, float q_sum,
+                                             float scale) {
+#pragma unroll
+        for (int j = 0; j < PIECE; j++) p[j] *= scale * q_sum;
+        if (smooth != 0.0f) {
+#pragma unroll
+            for (int j = 0; j < PIECE; j++)
+                if (at + j < V) p[j] -= scale * smooth * (weight ? to_float(weight[at + j]) : 1.0f);
+        }
+        if ((unsigned int)(target - at) < PIECE) {
+#pragma unroll
+            for (int j = 0; j < PIECE; j++)
+                if (at + j == target) p[j] -= scale * hot;
+        }
     }
 };
 
@@ -78,11 +91,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     float q_sum = target.hot + (smoothing == 0.0f ? 0.0f : target.smooth * weights);
     r.each([&](float (&v)[1][PIECE], int at, int) {
 #pragma unroll
-        for (int j = 0; j < PIECE; j++) {
-            if (!ALIGNED && at + j >= V) continue;
-            float p = expf(v[0][j] - sums.largest - log_sum);
-            v[0][j] = counts ? factor * (p * q_sum - target.q(at + j)) : 0.0f;
-        }
+        for (int j = 0; j < PIECE; j++)
+            v[0][j] = counts ? exponential(v[0][j] - sums.largest - log_sum) : 0.0f;
+        if (counts) target.gradient(v[0], at, V, q_sum, factor);
         put(dlogits + row * V, v[0], at, V);
     });
 }
@@ -105,11 +116,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     r.begin();
     r.each([&](float (&v)[1][PIECE], int at, int) {
 #pragma unroll
-        for (int j = 0; j < PIECE; j++) {
-            if (!ALIGNED && at + j >= V) continue;
-            float p = expf(v[0][j] - log_total);
-            v[0][j] = counts ? factor * (p * q_sum - target.q(at + j)) : 0.0f;
-        }
+        for (int j = 0; j < PIECE; j++)
+            v[0][j] = counts ? exponential(v[0][j] - log_total) : 0.0f;
+        if (counts) target.gradient(v[0], at, V, q_sum, factor);
         put(dlogits + row * V, v[0], at, V);
     });
 }

@@ -47,12 +47,13 @@ extern "C" __global__ void __launch_bounds__(128)
 
 __device__ __forceinline__ void finish(into* dweight, const float (&sum)[PIECE], long long id, int C,
                                        int at, int accumulate) {
+    into* place = dweight + id * C + at;
+    int left = ALIGNED ? PIECE : C - at;
+    float whole[PIECE] = {};
+    if (accumulate) load(whole, place, left, ALIGNED);
 #pragma unroll
-    for (int j = 0; j < PIECE; j++) {
-        if (at + j >= C) return;
-        into* place = dweight + id * C + at + j;
-        *place = from_float<into>(accumulate ? to_float(*place) + sum[j] : sum[j]);
-    }
+    for (int j = 0; j < PIECE; j++) whole[j] += sum[j];
+    store(place, whole, left, ALIGNED);
 }
 
 // edge 0: the run that came in from the chunk before (all of the chunk, if it also goes on); edge 1: the
@@ -76,10 +77,8 @@ extern "C" __global__ void __launch_bounds__(128)
         bool ends = i + 1 == n || sorted_ids[i + 1] != id;
         if (!ends && i + 1 < last) continue;
         if (!ends || came_in) {
-            float* edge = edges + (2ll * chunk + (came_in ? 0 : 1)) * C + at;
-#pragma unroll
-            for (int j = 0; j < PIECE; j++)
-                if (at + j < C) edge[j] = sum[j];
+            store(edges + (2ll * chunk + (came_in ? 0 : 1)) * C + at, sum, ALIGNED ? PIECE : C - at,
+                  ALIGNED);
         } else if (id != padding && id >= 0 && id < V) {
             finish(dweight, sum, id, C, at, accumulate);
         }
@@ -104,10 +103,11 @@ extern "C" __global__ void __launch_bounds__(128)
     float sum[PIECE] = {};
     for (int next = chunk; next == chunk || (next * CHUNK < n && sorted_ids[next * CHUNK] == id);
          next++) {
-        const float* edge = edges + (2ll * next + (next == chunk ? 1 : 0)) * C + at;
+        float edge[PIECE];
+        load(edge, edges + (2ll * next + (next == chunk ? 1 : 0)) * C + at, ALIGNED ? PIECE : C - at,
+             ALIGNED);
 #pragma unroll
-        for (int j = 0; j < PIECE; j++)
-            if (at + j < C) sum[j] += edge[j];
+        for (int j = 0; j < PIECE; j++) sum[j] += edge[j];
     }
     finish(dweight, sum, id, C, at, accumulate);
 }

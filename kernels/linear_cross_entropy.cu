@@ -52,10 +52,14 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     Rows<1> r = {{logits}, columns, columns, -INFINITE};
     r.begin();
     r.each([&](float (&v)[1][PIECE], int at, int) {
+        long long hot = target - first - at;  // in this piece, if it is there
 #pragma unroll
-        for (int j = 0; j < PIECE; j++) {
-            float hot = first + at + j == target ? 1.0f : 0.0f;
-            v[0][j] = factor == 0.0f ? 0.0f : factor * (expf(v[0][j] - log_total) - hot);
+        for (int j = 0; j < PIECE; j++)
+            v[0][j] = factor == 0.0f ? 0.0f : factor * exponential(v[0][j] - log_total);
+        if (hot >= 0 && hot < PIECE) {
+#pragma unroll
+            for (int j = 0; j < PIECE; j++)
+                if (j == hot) v[0][j] -= factor;
         }
         put(logits, v[0], at, columns);
     });

@@ -1,5 +1,6 @@
 // What every production matmul does with a finished sum: bias, GELU, old value, rounding, storing.
 #pragma once
+#include "gelu.cuh"
 #include "types.cuh"
 
 constexpr int ADD_TO_C = 1;  // c += instead of c =
@@ -7,11 +8,7 @@ constexpr int BIAS = 2;      // add bias[column]
 constexpr int GELU = 4;      // c = gelu(sum), tanh form
 constexpr int SAVE = 8;      // before = the sum that gelu is given, for the backward pass
 constexpr int PAIRS = 16;    // c and before allow stores of two elements: even strides, aligned
-
-__device__ __forceinline__ float gelu_tanh(float x) {
-    float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-    return 0.5f * x * (1.0f + tanhf(inner));
-}
+constexpr int LINES = 32;    // … of 16 bytes
 
 // One element: index is its place in c and in before.
 template <typename Out, typename In>

@@ -54,36 +54,46 @@ constexpr int CHUNK = 16 / sizeof(real);   // elements in 16 bytes
 constexpr int DEPTH = 128 / sizeof(real);  // elements of k in a step
 constexpr int WARP_M = TILE_M / 2, WARP_N = TILE_N / 4;
 
-// A tile of one operand, SIZE along m or n, DEPTH along k. ALONG_K: its rows run along k.
+// Tiles of one operand, SIZE along m or n, DEPTH along k. ALONG_K: its rows run along k. A thread
+// copies one chunk of every ABREAST-th row; where that is, it works out once.
 template <int SIZE, bool ALONG_K>
 struct Operand {
-    static constexpr int ROWS = ALONG_K ? SIZE : DEPTH;
     static constexpr int CHUNKS = ALONG_K ? 8 : SIZE / CHUNK;
+    static constexpr int ROWS = ALONG_K ? SIZE : DEPTH, ABREAST = THREADS / CHUNKS;
     static constexpr int BYTES = SIZE * 128;
+    const real* from;  // this thread's chunk at k = 0
+    long long stride;  // of rows
+    int row, column, extent;  // of m or n, from this tile's first on
 
-    __device__ __forceinline__ int place(int row, int chunk) {
+    __device__ __forceinline__ Operand(const real* x, long long stride, int first, int size)
+        : stride(stride), extent(size - first) {
+        row = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS * CHUNK;
+        from = x + row * stride + column + (ALONG_K ? first * stride : first);
+    }
+
+    static __device__ __forceinline__ int place(int row, int chunk) {
         int swizzle = ALONG_K || sizeof(real) == 2 ? row & 7 : 2 * (row & 3);
         return (row * CHUNKS + (chunk ^ swizzle)) * 16;
     }
 
-    // Fill a slot with the tile that begins at `first` (of `size`) and k (up to k_end); zeros
-    // beyond.
-    __device__ __forceinline__ void load(char* slot, const real* x, long long stride, int first,
-                                         int size, int k, int k_end) {
-        for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-            int row = i / CHUNKS, chunk = i % CHUNKS;
-            int r = (ALONG_K ? first : k) + row, c = (ALONG_K ? k : first) + chunk * CHUNK;
-            int rows = ALONG_K ? size : k_end, columns = ALONG_K ? k_end : size;
-            int count = r < rows && c < columns ? columns - c : 0;
-            if (count > CHUNK) count = CHUNK;
-            const real* from = x + (count ? r * stride + c : 0);
-            char* to = slot + place(row, chunk);
+    // Fill a slot with the tile that begins at k (up to k_end); zeros beyond.
+    __device__ __forceinline__ void load(char* slot, int k, int k_end) const {
+        static_assert(ROWS % ABREAST == 0 && ABREAST % 4 == 0, "a chunk keeps its place");
+        const real* at = from + (ALONG_K ? k : k * stride);
+        int rows = (ALONG_K ? extent : k_end - k) - row;
+        int columns = (ALONG_K ? k_end - k : extent) - column;
+        columns = columns < 0 ? 0 : columns > CHUNK ? CHUNK : columns;
+#pragma unroll
+        for (int i = 0; i < ROWS; i += ABREAST) {
+            int count = i < rows ? columns : 0;
+            char* to = slot + place(row + i, column / CHUNK);
             if (ALIGNED) {
-                copy_async(to, from, count * sizeof(real));
+                copy_async(to, at, count * sizeof(real));
             } else {
                 for (int j = 0; j < CHUNK; j++)
-                    ((real*)to)[j] = j < count ? from[j] : from_float<real>(0.0f);
+                    ((real*)to)[j] = j < count ? at[j] : from_float<real>(0.0f);
             }
+            at += ABREAST * stride;
         }
     }
 
@@ -136,14 +146,14 @@ extern "C" __global__ void __launch_bounds__(256,
                long long a_inner, long long b_outer, long long b_inner, long long c_outer,
                long long c_inner, int k_part, long long part_stride, int what) {
     DYNAMIC_SHARED(char, slots);
-    Left of_a;
-    Right of_b;
     int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     Tile tile = choose_tile(blockIdx.x, TILE_M, TILE_N, m, n);
     int row = tile.row, column = tile.column;
     int outer_index = tile.batch / inner, inner_index = tile.batch % inner;
     a += outer_index * a_outer + inner_index * a_inner;
     b += outer_index * b_outer + inner_index * b_inner;
+    Left of_a(a, lda, row, m);
+    Right of_b(b, ldb, column, n);
     int start = blockIdx.y * k_part, end = k - start < k_part ? k : start + k_part;
     int steps = (end - start + DEPTH - 1) / DEPTH;
 
@@ -151,8 +161,8 @@ extern "C" __global__ void __launch_bounds__(256,
         if (step < steps) {
             char* slot = slots + step % STAGES * (Left::BYTES + Right::BYTES);
             int at = start + step * DEPTH;
-            of_a.load(slot, a, lda, row, m, at, end);
-            of_b.load(slot + Left::BYTES, b, ldb, column, n, at, end);
+            of_a.load(slot, at, end);
+            of_b.load(slot + Left::BYTES, at, end);
         }
         end_copy_group();  // an empty group too: wait_for_copies counts groups
     };

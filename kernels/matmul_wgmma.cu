@@ -16,11 +16,26 @@
 // arrived, and empty when each warp that read it has said so; the n-th use of a slot is told from
 // the one before by a parity. The producing warpgroup gives most of its registers to the other two.
 //
+// Finished sums go through shared memory, 128 bytes of 16 rows at a time and each warp by itself, so
+// that C is written in whole lines: a thread holds two neighbours of eight rows, which would be
+// half a sector each. With LINES in WHAT, 16 bytes a thread.
+//
 // Bytes: A is read n / TILE_N times and B m / 128 times, from L2 (tiles are visited in groups of 8
-// rows); C is written once, from registers. At 128 × 256 a step moves 48 KB from L2 for 2 · 128 ·
+// rows); C is written once. At 128 × 256 a step moves 48 KB from L2 for 2 · 128 ·
 // 256 · 64 operations, 85 a byte. By the data sheet (990 TFLOP/s) a multiprocessor does 4,096
 // operations a cycle: a step takes 1,024 cycles, in which L2 must send 48 bytes a cycle, and shared
 // memory 80 of its 128: a wgmma of 64 × 256 × 16 reads 10 KB in 128 cycles.
+//
+// Storing is some 600 instructions a warp at 128 × 256: with TURNS 0 it holds the next tile's products
+// up for about 1,300 cycles (a tenth of a tile with k = 768), with TURNS 1 the other warpgroup
+// multiplies meanwhile. GELU is 2 of 16 special operations a cycle an element, 4,096 cycles a tile.
+//
+// Beside CUTLASS's kernels for this chip: TURNS 0 is their cooperative schedule and TURNS 1 their
+// ping-pong, both persistent as here. Theirs also store by the copy engine (a third of the
+// instructions above), and form clusters of two blocks, one below the other, each of which fetches
+// half of B for both: 32 KB of 48 a step. That pays where L2 sends less than 48 bytes a cycle to
+// each multiprocessor. All reckoned from the machine code, not measured.
+//
 // Alignment: A and B begin at multiples of 16 bytes, and so do their rows and matrices.
 #include "matmul.cuh"
 #include "wgmma.cuh"
@@ -44,13 +59,14 @@
 #define TRANSPOSE_B 1
 #endif
 #ifndef WHAT
-#define WHAT PAIRS
+#define WHAT LINES
 #endif
 
 constexpr int TILE_M = 128, DEPTH = 64, CONSUMERS = 2, THREADS = 128 * (1 + CONSUMERS);
 constexpr int HEIGHT =
     TURNS ? TILE_M : TILE_M / CONSUMERS;  // rows of a tile that a warpgroup makes
 constexpr int BOX = 64 * 128;             // bytes: 64 rows of 128
+constexpr int LINE = 128 / sizeof(out);   // columns of C
 // A thread may have 168 registers at the start: 65,536 by 384. 128 of them are sums.
 constexpr int FEW = 40, MANY = 232;
 static_assert(128 * (FEW + CONSUMERS * MANY) <= 65536, "a multiprocessor has 65,536 registers");
@@ -94,6 +110,43 @@ __device__ __forceinline__ Work choose_work(int item, int tiles, int m, int n, i
             (end - start + DEPTH - 1) / DEPTH};
 }
 
+// One line of each of 16 rows of C, of which `rows` rows and `columns` columns are left: v[4 j + 2 half],
+// and the next, are row lane / 4 + 8 half, columns 8 j + 2 (lane % 4), and the next. A warp; `stage` is
+// 16 lines of its own, whose 16-byte chunks change places by the row, so that neither writing nor
+// reading meets a bank twice.
+__device__ __forceinline__ void write_lines(out* to, const float* v, char* stage, int rows,
+                                            int columns, long long ldc, int lane) {
+    auto swizzle = [](int r) { return (sizeof(out) == 2 ? r % 8 : r % 4 * 2) * 16; };
+    constexpr int SIZE = sizeof(out);
+    int place = lane / 4 * 128 + ((lane % 4 * 2 * SIZE) ^ swizzle(lane / 4));
+    __syncwarp();  // all have read what was here before
+#pragma unroll
+    for (int j = 0; j < LINE / 8; j++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            store_pair((out*)(stage + half * 1024 + (place ^ (8 * j * SIZE))), v[4 * j + 2 * half],
+                       v[4 * j + 2 * half + 1]);
+    __syncwarp();
+    if (WHAT & LINES && rows >= 16 && columns >= LINE) {
+        int r = lane / 8, chunk = lane % 8;
+        uint4 part[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            part[i] = *(const uint4*)(stage + (r + 4 * i) * 128 +
+                                      ((chunk * 16) ^ swizzle(r + 4 * i)));
+        out* at = to + r * ldc + chunk * (LINE / 8);
+#pragma unroll
+        for (int i = 0; i < 4; i++, at += 4 * ldc) *(uint4*)at = part[i];
+    } else {
+#pragma unroll 1
+        for (int i = lane; i < 16 * LINE; i += 32) {
+            int r = i / LINE, s = i % LINE;
+            if (r < rows && s < columns)
+                to[r * ldc + s] = *(const out*)(stage + r * 128 + ((s * SIZE) ^ swizzle(r)));
+        }
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     matmul_wgmma(out* c, out* before, const __grid_constant__ TensorMap a,
                  const __grid_constant__ TensorMap b, const bf16* bias, int m, int n, int k,
@@ -101,7 +154,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                  int step_b_outer, int step_b_inner, long long ldc, long long c_outer,
                  long long c_inner, int k_part, long long part_stride) {
     DYNAMIC_SHARED(char, slots);
-    mbarrier *full = (mbarrier*)(slots + STAGES * SLOT), *empty = full + STAGES;
+    char* stage = slots + STAGES * SLOT;  // 16 lines of each multiplying warp
+    mbarrier *full = (mbarrier*)(stage + 4 * CONSUMERS * 16 * 128), *empty = full + STAGES;
     mbarrier* turns = empty + STAGES;  // of the two consumers, with TURNS
     if (threadIdx.x == 0) {
         prefetch_tensor_map(&a), prefetch_tensor_map(&b);
@@ -140,6 +194,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         setmaxnreg_inc<MANY>();
         int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
         int first = TURNS ? 0 : group * HEIGHT;  // row of the tile
+        stage += (4 * group + warp) * 16 * 128;
         float sums[HEIGHT / 64][TILE_N / 2];
         for (int item = blockIdx.x, turn = 0; item < items; item += gridDim.x, turn++) {
             Work work = choose_work(item, tiles, m, n, k, k_part);
@@ -177,15 +232,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
             for (int i = 0; i < HEIGHT / 64; i++) {
                 pin_registers(sums[i]);
+                int row = work.tile.row + first + 64 * i + 16 * warp;
+                if (row >= m) continue;
+                long long corner = row * ldc + work.tile.column;
 #pragma unroll
-                for (int j = 0; j < TILE_N / 4; j++) {
-                    int r = work.tile.row + first + 64 * i + 16 * warp + lane / 4 + j % 2 * 8;
-                    int s = work.tile.column + j / 2 * 8 + lane % 4 * 2;
-                    float x = sums[i][2 * j], y = sums[i][2 * j + 1];
-                    if (r < m && s + 1 < n)
-                        finish_pair(to, saved, bias, r * ldc + s, s, x, y, WHAT);
-                    else if (r < m && s < n)
-                        finish(to, saved, bias, r * ldc + s, s, x, WHAT);
+                for (int line = 0; line < TILE_N / LINE; line++) {
+                    int column = work.tile.column + line * LINE;
+                    if (column >= n) continue;
+                    float* v = sums[i] + line * (LINE / 2);
+#pragma unroll
+                    for (int j = 0; j < LINE / 2; j++) {
+                        int s = column + j / 4 * 8 + lane % 4 * 2 + j % 2;
+                        if (WHAT & BIAS) v[j] += s < n ? to_float(bias[s]) : 0.0f;
+                    }
+                    if (WHAT & SAVE)
+                        write_lines(saved + corner + line * LINE, v, stage, m - row, n - column, ldc,
+                                    lane);
+#pragma unroll
+                    for (int j = 0; j < LINE / 2; j++) {
+                        int r = row + lane / 4 + j / 2 % 2 * 8;
+                        int s = column + j / 4 * 8 + lane % 4 * 2 + j % 2;
+                        if (WHAT & GELU) v[j] = gelu_tanh(v[j]);
+                        if (WHAT & ADD_TO_C && r < m && s < n) v[j] += to_float(to[r * ldc + s]);
+                    }
+                    write_lines(to + corner + line * LINE, v, stage, m - row, n - column, ldc, lane);
                 }
             }
         }

@@ -14,9 +14,10 @@
 // matrix whose rows run along k. The transposed form does that for 16-bit elements stored the other
 // way.
 //
-// cp.async: 16 bytes from global to shared memory, of which those after `bytes` become zeros; they
-// have arrived for the thread that asked once it has waited, for others after a barrier as well.
+// cp.async: 16 bytes (or 4) from global to shared memory, of which those after `bytes` become zeros;
+// they have arrived for the thread that asked once it has waited, for others after a barrier as well.
 #pragma once
+#include "types.cuh"
 
 #ifdef __CUDACC__
 #define MMA_PTX __CUDA_ARCH__ >= 800
@@ -35,7 +36,7 @@ static Shown shown[32][32];
 struct Copy {
     char* to;
     const char* from;
-    int bytes, group;
+    int bytes, size, group;
 };
 struct Copies {
     std::vector<Copy> pending;
@@ -49,9 +50,9 @@ static Copies& my_copies() {
     return mine;
 }
 static void make(const Copy& c) {
-    touch(c.to, 16, true);
+    touch(c.to, c.size, true);
     if (c.bytes) touch(c.from, c.bytes, false);
-    memcpy(c.to, c.from, c.bytes), memset(c.to + c.bytes, 0, 16 - c.bytes);
+    memcpy(c.to, c.from, c.bytes), memset(c.to + c.bytes, 0, c.size - c.bytes);
 }
 static void arrive(int newest_allowed) {
     Copies& mine = my_copies();
@@ -63,6 +64,17 @@ static void arrive(int newest_allowed) {
             mine.pending[kept++] = c;
     mine.pending.resize(kept);
 }
+static void ask(void* to, const void* from, int bytes, int size) {
+    if ((size_t)to % size || (bytes && (size_t)from % size))
+        fail(size == 16 ? "copy_async: an address is no multiple of 16"
+                        : "copy_async: an address is no multiple of 4");
+    Copies& mine = my_copies();
+    Copy copy = {(char*)to, (const char*)from, bytes, size, mine.group};
+    if (mine.asked++ * 2654435761u >> 31)
+        make(copy);
+    else
+        mine.pending.push_back(copy);
+}
 }  // namespace sim
 #endif
 
@@ -71,23 +83,6 @@ __device__ __forceinline__ float bf16_word_low(unsigned word) {
 }
 __device__ __forceinline__ float bf16_word_high(unsigned word) {
     return __uint_as_float(word & 0xffff0000u);
-}
-
-// Two floats as bfloat16, rounded to nearest even, the first in the low half.
-__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
-#if MMA_PTX
-    unsigned word;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
-#else
-    unsigned bits[2] = {__float_as_uint(low), __float_as_uint(high)};
-    for (int i = 0; i < 2; i++)
-        if ((bits[i] & 0x7fffffffu) > 0x7f800000u)
-            bits[i] = 0x7fff;
-        else
-            bits[i] = (bits[i] + 0x7fffu + (bits[i] >> 16 & 1)) >> 16;
-    return bits[0] | bits[1] << 16;
-#endif
 }
 
 // A float rounded to TF32's 10 bits of fraction (to nearest, ties away from zero), as its word.
@@ -199,7 +194,7 @@ __device__ __forceinline__ void mma_tf32(float c[4], const unsigned a[4], const 
 #endif
 }
 
-// Both addresses must be multiples of 16.
+// Both addresses must be multiples of 16; where `bytes` is 0 `from` may be any.
 __device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {
 #if MMA_PTX
     unsigned address = (unsigned)__cvta_generic_to_shared(to);
@@ -209,14 +204,21 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, int bytes
 #elif defined(__CUDACC__)
     __trap();
 #else
-    if ((size_t)to % 16 || (size_t)from % 16)
-        sim::fail("copy_async: an address is no multiple of 16");
-    sim::Copies& mine = sim::my_copies();
-    sim::Copy copy = {(char*)to, (const char*)from, bytes, mine.group};
-    if (mine.asked++ * 2654435761u >> 31)
-        sim::make(copy);
-    else
-        mine.pending.push_back(copy);
+    sim::ask(to, from, bytes, 16);
+#endif
+}
+
+// The same for one word, which becomes zero unless it is `there`.
+__device__ __forceinline__ void copy_word_async(float* to, const float* from, bool there) {
+#if MMA_PTX
+    unsigned address = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from),
+                 "r"(there ? 4 : 0)
+                 : "memory");
+#elif defined(__CUDACC__)
+    __trap();
+#else
+    sim::ask(to, from, there ? 4 : 0, 4);
 #endif
 }
 

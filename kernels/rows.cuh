@@ -2,10 +2,12 @@
 //
 // TEAM threads share a row: a warp (TEAM 32, several rows a block) or the block. Each thread holds EACH
 // pieces of 16 bytes, neighbours beside neighbours, so that a warp's load is one run of 512 bytes and
-// EACH loads are under way at once. EACH 0 is for rows too wide to be held: every pass reads the row
-// again, the later ones from the L2 cache. ALIGNED says that every row begins at a multiple of 16 bytes
-// and is a multiple long. cuda/rows.py chooses the three.
+// EACH loads are under way at once. EACH 0 is for rows too wide for that: every pass reads the row
+// again, the later ones from the L2 cache, or with STAGED from dynamic shared memory, where each thread
+// keeps what it has read: K rows of each team, each a whole number of pieces. ALIGNED says that every row begins at a multiple of 16 bytes
+// and is a multiple long. cuda/rows.py chooses them.
 #pragma once
+#include "fast.cuh"
 #include "reduce.cuh"
 #include "types.cuh"
 
@@ -21,11 +23,17 @@
 #ifndef ALIGNED
 #define ALIGNED 0
 #endif
+#ifndef STAGED
+#define STAGED 0
+#endif
+#ifndef widest
+#define widest real  // of the types in a row, that of which 16 bytes are a piece
+#endif
 
-constexpr int PIECE = WIDTH<real>;
+constexpr int PIECE = WIDTH<widest>;
 constexpr int BLOCK = TEAM == 32 ? 128 : TEAM;  // threads
 constexpr int TEAMS = BLOCK / TEAM;             // rows that a block works on at a time
-constexpr int BATCH = EACH ? EACH : 2;          // loads of one row under way in a thread
+constexpr int BATCH = EACH ? EACH : 4;          // loads of one row under way in a thread
 #define INFINITE __uint_as_float(0x7f800000u)
 
 __device__ __forceinline__ float team_sum(float x, float* partial) {
@@ -41,6 +49,12 @@ __device__ __forceinline__ int pieces_left(int columns, int at) {
     return ALIGNED ? PIECE : columns - at;
 }
 
+// exp(x). For bfloat16 in one instruction: at 4 bytes an element a multiprocessor has some 25 to issue
+// for each. Where x is small and the result counts, it is as good as expf.
+__device__ __forceinline__ float exponential(float x) {
+    return sizeof(real) == 2 ? fast_exp2(x * 1.4426950408889634f) : expf(x);
+}
+
 struct Nothing {
     template <typename X>
     __device__ __forceinline__ void operator()(X&, int) const {}
@@ -48,28 +62,50 @@ struct Nothing {
 
 // The same row of K arrays. each(f) calls f(x, at, e) with x[k][j] = element at + j of array k, for
 // every piece e of this thread: elements from `limit` on are `pad` and are not read, then prepare(x, at) may
-// change what was read. What f writes into x is there in the next pass if the row is held.
-template <int K, typename Prepare = Nothing>
+// change what was read. What f writes into x is there in the next pass if the row is held. Array 0 is of
+// type First, the others of `real`.
+template <int K, typename Prepare = Nothing, typename First = real>
 struct Rows {
-    const real* from[K];
+    const void* from[K];
     int columns, limit;
     float pad;
     Prepare prepare;
     float held[BATCH][K][PIECE];
+    bool staged = false;
 
+    // Where this thread keeps a piece of array k.
+    __device__ __forceinline__ real* slot(int k, int at) const {
+        DYNAMIC_SHARED(real, rows);
+        int row = threadIdx.x / TEAM * K + k;
+        return rows + row * ((columns + PIECE - 1) / PIECE * PIECE) + at;
+    }
     __device__ __forceinline__ void fill(int first) {
 #pragma unroll
         for (int e = 0; e < BATCH; e++) {
             int at = first + e * TEAM * PIECE;
 #pragma unroll
             for (int k = 0; k < K; k++) {
-                if (at < limit) {
-                    load(held[e][k], from[k] + at, pieces_left(columns, at), ALIGNED, pad);
+                if (STAGED && staged && at < columns) {
+                    load(held[e][k], slot(k, at), PIECE, true);
+                } else if (at < limit && k == 0) {
+                    load(held[e][k], (const First*)from[k] + at, pieces_left(columns, at), ALIGNED,
+                         pad);
+                } else if (at < limit) {
+                    load(held[e][k], (const real*)from[k] + at, pieces_left(columns, at), ALIGNED,
+                         pad);
                 } else {
 #pragma unroll
                     for (int j = 0; j < PIECE; j++) held[e][k][j] = pad;
                 }
             }
+        }
+        if (STAGED && !staged) {
+#pragma unroll
+            for (int e = 0; e < BATCH; e++)
+#pragma unroll
+                for (int k = 0; k < K; k++)
+                    if (first + e * TEAM * PIECE < columns)
+                        store(slot(k, first + e * TEAM * PIECE), held[e][k], PIECE, true);
         }
 #pragma unroll
         for (int e = 0; e < BATCH; e++) prepare(held[e], first + e * TEAM * PIECE);
@@ -89,6 +125,7 @@ struct Rows {
             }
             if (EACH) break;
         }
+        staged = true;
     }
 };
 
@@ -106,10 +143,10 @@ struct Exponentials {
         float top = x[0];
 #pragma unroll
         for (int j = 1; j < N; j++) top = fmaxf(top, x[j]);
-        if (top > largest) total *= expf(largest - top), largest = top;
+        if (top > largest) total *= exponential(largest - top), largest = top;
         float base = largest == -INFINITE ? 0.0f : largest;  // exp(-∞ - -∞) is not a number
 #pragma unroll
-        for (int j = 0; j < N; j++) total += expf(x[j] - base);
+        for (int j = 0; j < N; j++) total += exponential(x[j] - base);
     }
     // Together with another's.
     __device__ __forceinline__ void merge(float other_largest, float other_total) {

@@ -8,7 +8,7 @@
 // attention has it.
 //
 // Layout: rows × columns, contiguous. A row belongs to a warp or a block, and stays in registers:
-// rows.cuh. A row too wide for that is read twice, the first time with a running maximum and sum.
+// rows.cuh. A row too wide for that is gone over twice, the first time with a running maximum and sum.
 // Bytes: forward reads x once and writes y; backward reads y and dy and writes dx. Arithmetic: about 4
 // operations and 1 exponential an element; at 4 bytes an element (bfloat16) that is still bound by bytes.
 #include "rows.cuh"
@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
         r.each([&](float (&v)[1][PIECE], int, int) {
 #pragma unroll
             for (int j = 0; j < PIECE; j++) {
-                float e = expf(v[0][j] - sums.largest);
+                float e = exponential(v[0][j] - sums.largest);
                 sums.total += e;
                 if (!LOG) v[0][j] = e;
             }
@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
             if (LOG)
                 v[0][j] = v[0][j] - sums.largest - rest;
             else
-                v[0][j] = (EACH ? v[0][j] : expf(v[0][j] - sums.largest)) * rest;
+                v[0][j] = (EACH ? v[0][j] : exponential(v[0][j] - sums.largest)) * rest;
         }
         put(y, v[0], at, columns);
     });
@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
         float out[PIECE];
 #pragma unroll
         for (int j = 0; j < PIECE; j++)
-            out[j] = LOG ? v[1][j] - expf(v[0][j]) * dot : v[0][j] * (v[1][j] - dot);
+            out[j] = LOG ? v[1][j] - exponential(v[0][j]) * dot : v[0][j] * (v[1][j] - dot);
         put(dx + row, out, at, columns);
     });
 }

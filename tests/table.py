@@ -138,7 +138,8 @@ NON_DIFFERENTIABLE = {
     "equal", "not_equal", "less", "less_equal", "greater", "greater_equal",
     "logical_and", "logical_or", "logical_xor", "logical_not",
     "bitwise_and", "bitwise_or", "bitwise_xor", "floor_divide",
-    "isnan", "isinf", "isfinite", "argmax", "argmin", "argsort", "any", "all", "sample_logits",
+    "isnan", "isinf", "isfinite", "argmax", "argmin", "argsort", "argtopk", "any", "all",
+    "sample_logits",
 }  # fmt: skip
 ZERO_GRADIENT = {"sign", "floor", "ceil", "round"}
 AT_LEAST_FLOAT32 = {"linear_cross_entropy"}  # a loss, whatever the inputs are
@@ -367,6 +368,19 @@ for options in ({}, {"axis": 0}, {"axis": 1, "descending": True}):
         ),
         result=np.int64,
     )
+for options in ({"k": 2}, {"k": 3, "axis": 0}, {"k": 4, "largest": False}):
+    add(
+        "argtopk",
+        fixed(ops.argtopk, **options),
+        distinct(3, 4),
+        label=str(options),
+        expected=lambda x, o=options: np.take(
+            np.argsort(x if "largest" in o else -x, axis=o.get("axis", -1)),
+            range(o["k"]),
+            axis=o.get("axis", -1),
+        ),
+        result=np.int64,
+    )
 for name in ("any", "all"):
     for options in ({}, {"axis": 1}, {"axis": (0, 1), "keepdims": True}):
         add(
@@ -528,6 +542,19 @@ for axis in (0, 1, -1):
         expected=lambda *xs, a=axis: np.stack(xs, a),
     )
 add("concatenate_all", lambda x: ops.concatenate([x, x]), real(2, 3), label="one twice")
+for axis in (0, -1):
+    for label, chosen in (("all", [0, 1, 2]), ("one", [1]), ("two, turned", [2, 0])):
+
+        def pieces(x: Any, xp: Any = ops, axis: int = axis, chosen: list[int] = chosen) -> Any:
+            return xp.concatenate([xp.split(x, [2, 3], axis)[i] for i in chosen], axis)
+
+        add(
+            "split",
+            pieces,
+            real(5, 3) if axis == 0 else real(2, 5),
+            label=f"{label}, axis {axis}",
+            expected=fixed(pieces, np),
+        )
 
 # --- indexing ---
 
@@ -825,6 +852,24 @@ for shape, weight, bias in (
         bias,
         label=f"{shape} {'weight' if weight else ''} {'bias' if bias else ''}",
         expected=fixed(np_layer_norm, ndim),
+        condition=16,
+    )
+for label, chosen, weight, bias in (
+    ("the sum", lambda outputs: outputs[0], None, None),
+    ("its norm", lambda outputs: outputs[1], real(8), None),
+    ("both", ops.stack, real(8), real(8)),
+):
+    add(
+        "add_layer_norm",
+        lambda *inputs, chosen=chosen: chosen(ops.add_layer_norm(*inputs)),
+        distinct(4, 8),
+        real(8) if label == "both" else real(4, 8),
+        weight,
+        bias,
+        label=label,
+        expected=lambda x, r, *scale, chosen=(np.stack if label == "both" else chosen): chosen(
+            (x + r, np_layer_norm(x + r, *scale))
+        ),
         condition=16,
     )
 add("embedding", ops.embedding, real(5, 3), integers(5, 2, 4), expected=lambda w, i: w[i])

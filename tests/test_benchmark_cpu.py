@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,28 +23,32 @@ ONE_ROUND = ["--workloads", "tiny", "--rounds", "2", "--steps-per-round", "2"]
 NUMBER = r"[-+\d.e]+"
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def parts() -> Iterator[dict[str, ModuleType]]:
+    """The modules of `examples/cpu_benchmark`, which the program finds beside itself."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from cpu_benchmark import breakdown, engines, floor, race, tables, trainer, workloads
+
+        modules = (breakdown, engines, floor, race, tables, trainer, workloads)
+        yield {module.__name__.rpartition(".")[2]: module for module in modules}
+    finally:
+        sys.path.remove(str(EXAMPLES))
 
 
-peers = load("benchmark_peers")
-benchmark = load("benchmark_cpu")
-
-
-def run(*arguments: str, **variables: str) -> str:
+def start(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / "benchmark_cpu.py"), *arguments],
         env=environment | variables,
         capture_output=True,
         encoding="utf-8",
         timeout=300,
     )
+
+
+def run(*arguments: str, **variables: str) -> str:
+    done = start(*arguments, **variables)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -54,36 +58,51 @@ def run(*arguments: str, **variables: str) -> str:
 
 
 def test_ours_alone_with_everything_that_can_be_asked_for(tmp_path: Path):
-    """The table, the second column, generation, the profile and the file."""
-    file = tmp_path / "times.json"
-    more = ["--variable-set", "--generate", "2", "--profile", "--json", str(file)]
-    output = run(*ONE_ROUND, "--engines", "ours", *more, OPENBLAS_CORETYPE="Nehalem")
+    """The table, the second column, generation, the profile, the breakdown and the files."""
+    file, page = tmp_path / "times.json", tmp_path / "times.md"
+    more = ["--variable-set", "--processes", "--generate", "2", "--profile", "--breakdown"]
+    files = ["--json", str(file), "--markdown", str(page)]
+    output = run(*ONE_ROUND, "--engines", "ours", *more, *files, OPENBLAS_CORETYPE="Nehalem")
     lines = output.splitlines()
     assert "OPENBLAS_CORETYPE=Nehalem" in output
-    assert any(line.startswith("tiny: 2 engines agree in 3 steps") for line in lines)
-    for engine in ("ours", "ours, variable set"):
+    assert any(line.startswith("tiny: 3 engines agree in 3 steps") for line in lines)
+    for engine in ("ours", "ours, variable set", "ours, processes"):
         row = (
             rf"tiny {engine} +{NUMBER} +{NUMBER} to {NUMBER} +- +{NUMBER} +\d+% +{NUMBER} +\d+ "
             r"+[\d,]+"
         )
         assert any(re.fullmatch(row, line) for line in lines), output
-    assert output.count("tokens a second, generated") == 2
-    parts = re.findall(r"ms \( *(\d+)%\) in (products|passes|optimizer|Python):", output)
-    assert len(parts) == 4 and 97 <= sum(int(share) for share, _ in parts) <= 103
+    assert output.count("tokens a second, generated") == 3
+    parts = re.findall(r"ms \( *(\d+)%\) in ([^:]+):", output)
+    assert len(parts) == 12 and 192 <= sum(int(share) for share, _ in parts) <= 208
+    assert output.count("no peer was timed that a target could be compared with") == 2
     assert re.fullmatch(
-        rf"medians: tiny ours {NUMBER} ms, tiny ours, variable set {NUMBER} ms", lines[-1]
+        rf"medians: tiny ours {NUMBER} ms, tiny ours, variable set {NUMBER} ms, "
+        rf"tiny ours, processes {NUMBER} ms",
+        lines[-1],
     )
 
     measured = json.loads(file.read_text(encoding="utf-8"))
     engines = measured["workloads"]["tiny"]["engines"]
-    assert engines.keys() == {"ours", "ours, variable set"}
+    assert engines.keys() == {"ours", "ours, variable set", "ours, processes"}
+    assert engines["ours, processes"]["memory"] > 1.2 * engines["ours"]["memory"]  # of them all
     assert all(np.shape(engine["seconds"]) == (2, 2) for engine in engines.values())
-    profile = measured["profiles"]["tiny"]
+    profile = measured["profiles"]["tiny"]["ours"]
     clocks = sum(row["forward"] + row["backward"] for row in profile["rows"].values())
     assert 0.5 * profile["watched"] < clocks <= profile["watched"]
     assert {"attention", "gelu", "AdamW", "linear 16 to 48"} <= profile["rows"].keys()
     backward = {name for name, row in profile["rows"].items() if row["backward"] > 0}
     assert {"linear 16 to 48", "linear 64 to 16", "embedding", "attention"} <= backward
+    alone = measured["parts"]["tiny"]["ours"]
+    assert sum(part["flops"] for part in alone.values()) == measured["workloads"]["tiny"]["flops"]
+    assert all(alone["linear layers"][column] > 0 for column in ("products", "passes", "calls"))
+    operations = profile["alone"]
+    assert profile["rows"].keys() >= operations.keys() >= {"gelu", "AdamW", "linear 16 to 48"}
+    assert all(seconds > 0 for seconds in operations.values())
+    assert alone["attention"]["functions"] > 0 and alone["clipping and AdamW"]["passes"] > 0
+    head, _, row = page.read_text(encoding="utf-8").splitlines()[:3]
+    assert head.count("|") == row.count("|") == 9
+    assert row.startswith("| width 16, 2 x 8 | ")
 
 
 @pytest.mark.parity
@@ -96,50 +115,187 @@ def test_beside_pytorch_it_ends_with_the_ratio():
     assert re.fullmatch(rf"ours over the best peer: tiny {NUMBER}", lines[-1])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--workloads", "W9"], r"invalid choice: 'W9' \(choose from .*W4L.*\)"),
+        (["--engines", "torch", "--profile"], r"--profile is about ours: add it to --engines"),
+        (["--rounds", "0"], r"argument --rounds: must be at least 1, not 0"),
+        (["--rounds", "few"], r"argument --rounds: must be a whole number, not 'few'"),
+        (
+            ["--json", "no-such-folder/times.json"],
+            r"--json: there is no folder no-such-folder to write to",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_in_a_sentence(arguments: list[str], sentence: str):
+    done = start(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.search(sentence + r"\Z", done.stderr.strip()), done.stderr
+
+
 # ---- Its parts ----
 
 
-def test_numbers_that_are_too_far_apart_stop_it():
+def test_numbers_that_are_too_far_apart_stop_it(parts: dict[str, ModuleType]):
     logits = np.ones((2, 3), np.float32)
     answer = {"logits": logits, "steps": [(4.0, 1.0), (3.9, 1.1)]}
     near = {"logits": logits * (1 + 1e-6), "steps": [(4.0001, 1.0), (3.9, 1.1)]}
-    assert "agree" in benchmark.agreement({"a": answer, "b": near})
+    agreement = parts["race"].agreement
+    assert "agree" in agreement({"a": answer, "b": near})
     for what, wrong in (
         ("logits", {**answer, "logits": logits * 1.001}),
         ("gradient norms", {**answer, "steps": [(4.0, 1.0), (3.9, 1.2)]}),
         ("losses", {**answer, "steps": [(4.0, 1.0), (float("nan"), 1.1)]}),
     ):
         with pytest.raises(SystemExit, match=f"a and b do not compute the same: their {what}"):
-            benchmark.agreement({"a": answer, "b": wrong})
+            agreement({"a": answer, "b": wrong})
 
 
-def test_w2_is_the_preset_char():
-    preset, shape = TrainConfig(), peers.WORKLOADS["W2"]
+def test_a_workload_without_room_is_left_out_with_its_figures(
+    parts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+):
+    race = parts["race"]
+    monkeypatch.setattr(race.Path, "read_text", lambda path: "MemAvailable:   4000000 kB\n")
+    assert race.too_little_memory("W2", ["ours", "torch"]) == ""
+    assert race.too_little_memory("W4", ["ours"]) == ""
+    assert race.too_little_memory("W3", ["ours", "torch"]) == (
+        "W3 is left out: 2 engines together need about 6 GB of memory and 4 GB are free "
+        "(--engines takes fewer)"
+    )
+
+
+def test_an_engine_that_dies_or_fails_is_named(parts: dict[str, ModuleType]):
+    client = parts["trainer"].engine_process("ours", "tiny")
+    with client, pytest.raises(SystemExit, match=r"(?s)ours failed at 'turn': .*AttributeError"):
+        client("turn", np.zeros((1, 2, 9), np.int64), 0)  # before there is a model
+    with parts["trainer"].engine_process("ours", "tiny") as client:
+        client.process.kill()
+        client.process.join()
+        with pytest.raises(SystemExit, match=r"ours: the process ended with code -9 during 'peak'"):
+            client("peak")
+
+
+def test_what_stands_in_the_way_is_said_by_the_bounds(parts: dict[str, ModuleType]):
+    """One sentence for each case; the peer takes 1 s, and the products 2e11 operations."""
+    breakdown = parts["breakdown"]
+
+    def sentence(**changes: float | str | None) -> str:
+        bounds = {
+            "ours": 0.9, "flops": 1e11, "peak": 1e12, "products": 0.2, "least": 0.3, "alone": 0.4,
+            "peer": "jax", "best": 1.0, "target": 0.5, **changes,
+        }  # fmt: skip
+        return breakdown.verdict(breakdown.Bounds(**bounds))
+
+    assert sentence(ours=0.45) == "the target of 0.50 is met: ours takes 0.45 of jax"
+    assert sentence(target=None) == "ours takes 0.90 of the time of jax, and no target is set"
+    assert "no peer was timed" in sentence(peer="", best=0.0)
+    assert sentence(alone=0.7).endswith(
+        "what stands in the way is how NumPy computes: if each operation were one pass, the parts "
+        "would take 0.30 of the time of jax; as they are written, each by itself, they take 0.70"
+    )
+    assert sentence().endswith(
+        "nothing that was measured stands in the way: our operations, each by itself, take 0.40 of "
+        "the time of jax"
+    )
+    assert "what stands in the way is the sum: the products take 0.20" in sentence(least=0.6)
+    assert re.search(
+        r"cannot be met with this BLAS: .* take 0.60 .*; 0.50 would need them at 200 GFLOP/s, and "
+        r"they run at 167",
+        sentence(products=0.6, least=0.7),
+    )
+    assert re.search(
+        r"cannot be met on this machine: at its peak of 125 GFLOP/s the products alone take 0.80 "
+        r".*at 80% of that peak .*; 0.50 would need them at 200 GFLOP/s",
+        sentence(peak=1.25e11, products=0.85, least=0.9),
+    )
+
+
+def test_the_loss_of_time_is_found_in_the_part_where_it_is(parts: dict[str, ModuleType]):
+    names = parts["breakdown"].PARTS
+    nothing = {"flops": 0.0, "products": 0.0, "functions": 0.0, "passes": 0.0, "calls": 0.0}
+    alone = {name: nothing | {"passes": 0.1} for name in names}
+    rows = {"gelu": {"forward": 1.0, "backward": 1.0}, "attention": {"forward": 0.2, "backward": 0}}
+    operations = {"gelu": 0.5, "attention": 0.1}
+    profile = {"watched": 2.4, "rows": rows, "alone": operations}  # and 0.2 s of Python
+    bounds = parts["breakdown"].Bounds(2.4, flops=1, peak=1, products=0, least=0.6, alone=0.7)
+    table, sentences = parts["breakdown"].breakdown_lines("W2", alone, profile, bounds)
+    assert sentences[1:] == [
+        "W2: ours takes 4.00 times the sum and 3.43 times its operations alone; in the step the "
+        "most is lost in activations, sums: 1500.00 of 1700.00 ms"
+    ]
+    assert [line.split()[-1] for line in table[1:]] == [
+        "100.00", "200.00", "100.00", "2000.00", "100.00", "200.00", "2400.00",
+    ]  # fmt: skip
+
+
+def test_the_passes_of_a_step_are_counted_from_its_shapes(parts: dict[str, ModuleType]):
+    shape = parts["workloads"].WORKLOADS["tiny"]
+    moved = parts["floor"].floats_moved(shape)
+    model = parts["engines"].build_model(gpt.model, shape)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert moved["clipping and AdamW"] == (8 * parameters, parameters)
+    stream = 2 * 8 * 16
+    assert moved["linear layers"] == (3 * 9 * stream, stream)
+    assert moved["activations, sums"] == ((5 * 3 + 12 + 20 + 5) * stream, stream)
+
+
+def test_pieces_cover_the_whole_once(parts: dict[str, ModuleType]):
+    for length, pieces in ((7, 3), (2, 4), (1, 1), (10, 5)):
+        edges = parts["floor"].edges(length, pieces)
+        assert [i for start, stop in edges for i in range(start, stop)] == list(range(length))
+        assert len(edges) == min(length, pieces)
+
+
+def test_times_are_short_and_the_best_is_bold(parts: dict[str, ModuleType]):
+    tables = parts["tables"]
+    assert [tables.short_time(t) for t in (8.814, 41.7, 365.2, 7004.0)] == [
+        "8.81 ms", "41.7 ms", "365 ms", "7.00 s",
+    ]  # fmt: skip
+
+    def engine(seconds: float, memory: int) -> dict[str, object]:
+        return {"seconds": [[seconds, seconds]], "memory": memory}
+
+    engines = {"ours": engine(0.03, 10), "torch": engine(0.05, 40), "jax": engine(0.06, 50)}
+    page = tables.markdown({"W2": {"engines": engines}}, ["a machine"])
+    assert page.splitlines()[2] == (
+        "| `char`, 12 x 64 | **30.0 ms** | 0.60 | 50.0 ms | 60.0 ms | 0.25 |"
+    )
+    assert page.endswith("- a machine\n")
+    line = tables.comparison("W2", {"engines": engines}, "ours", "torch")
+    assert line == (
+        "W2: ours takes 0.60 of the time of torch (turn by turn: quartiles 0.60 and 0.60), aimed "
+        "at 0.85; 0.25 of the memory of torch"
+    )
+
+
+def test_w2_is_the_preset_char(parts: dict[str, ModuleType]):
+    preset, shape = TrainConfig(), parts["workloads"].WORKLOADS["W2"]
     assert (preset.n_embd, preset.n_head, preset.n_layer) == (shape.C, shape.H, shape.layers)
     assert (preset.batch_size, preset.block_size) == (shape.B, shape.T)
     assert (preset.bias, preset.tied, preset.activation) == (shape.bias, shape.tied, "gelu_tanh")
 
 
-def test_w1_head_by_head_has_the_article_s_sizes():
+def test_w1_head_by_head_has_the_article_s_sizes(parts: dict[str, ModuleType]):
     article = gpt.model.BigramLanguageModel(65)
-    ours = peers.build_model(gpt.model, peers.WORKLOADS["W1H"])
+    ours = parts["engines"].build_model(gpt.model, parts["workloads"].WORKLOADS["W1H"])
     assert {n: p.shape for n, p in ours.named_parameters()} == {
         n: p.shape for n, p in article.named_parameters()
     }
 
 
 @pytest.mark.parametrize("name", ["W1", "W2", "tiny"])
-def test_the_shapes_that_jax_starts_from_are_the_model_s(name: str):
-    shape = peers.WORKLOADS[name]
-    model = peers.build_model(gpt.model, shape)
+def test_the_shapes_that_jax_starts_from_are_the_model_s(name: str, parts: dict[str, ModuleType]):
+    shape = parts["workloads"].WORKLOADS[name]
+    model = parts["engines"].build_model(gpt.model, shape)
     ours = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert peers.parameter_shapes(shape) == ours
+    assert parts["workloads"].parameter_shapes(shape) == ours
 
 
-def test_operations_of_a_step_are_those_of_its_matrix_products():
+def test_operations_of_a_step_are_those_of_its_matrix_products(parts: dict[str, ModuleType]):
     """Counted from the products of the model's own weights, and the pairs that the mask passes."""
-    shape = peers.WORKLOADS["W2"]
-    model = peers.build_model(gpt.model, shape)
+    shape = parts["workloads"].WORKLOADS["W2"]
+    model = parts["engines"].build_model(gpt.model, shape)
     matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
     matrices -= shape.block_size * shape.C  # positions are looked up, and the tied table is a head
     pairs = tt.tril(tt.ones(shape.T, shape.T)).sum().item() * shape.B * shape.layers

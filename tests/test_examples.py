@@ -93,6 +93,43 @@ def test_opening_paragraph_names_running_time_and_a_last_line_like_the_real_one(
     assert re.fullmatch(generalised, " ".join(promised.split())), promised
 
 
+# What cannot be done is refused at once, in one sentence.
+REFUSED = {
+    "04_attention_by_hand.py": (["--time", "0"], "--time: must be at least 1, not 0"),
+    "05_bigram_language_model.py": (
+        ["--data", "nowhere.txt"],
+        "--data: there is no file or folder nowhere.txt; give a path, or one of shakespeare and "
+        "python",
+    ),
+    "06_curvature.py": (["--lr", "-1"], "--lr: must be above 0, not -1.0"),
+    "07_dates.py": (["--batch-size", "many"], "--batch-size: must be a whole number, not 'many'"),
+    "08_many_processes.py": (["--eval-batches", "0"], "--eval-batches: must be at least 1, not 0"),
+    "compare_bigram.py": (
+        ["--data", ""],
+        "--data: there is no file or folder ''; give a path, or one of shakespeare and python",
+    ),
+    "benchmark_growth.py": (
+        ["--plot", "no/where.png"],
+        "--plot: there is no folder no to write to",
+    ),
+    "benchmark_generate.py": (["--tokens", "1"], "--tokens: must be at least 2, not 1"),
+    "benchmark_bigram.py": (["--steps", "1"], "--steps: must be at least 2, not 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_arguments_are_refused_in_a_sentence(name: str):
+    arguments, sentence = REFUSED[name]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines()[-1] == f"{name}: error: argument {sentence}"
+
+
 def test_the_planted_error_is_named_and_placed():
     output = run_example("02_own_operation.py")
     assert "careless_maximum" in output

@@ -8,23 +8,8 @@ import types
 import pytest
 
 import tinytensor as tt
-from tinytensor.cuda import graph as _graph  # noqa: F401 (its pools are asked below)
 
 GPU = {"name": b"NVIDIA H200", "major": 9, "minor": 0}
-
-
-class Pool:
-    def __init__(self, used, total):
-        self.used, self.total = used, total
-
-    def used_bytes(self):
-        return self.used
-
-    def total_bytes(self):
-        return self.total
-
-    def free_all_blocks(self):
-        self.total = self.used
 
 
 @pytest.fixture
@@ -46,17 +31,14 @@ def gpu(monkeypatch):
         def use(self):
             entered.append(f"use {self.number}")
 
-    found = types.SimpleNamespace(entered=entered, pool=Pool(10, 30))
+    found = types.SimpleNamespace(entered=entered)
     runtime = types.SimpleNamespace(
         getDeviceProperties=lambda number: GPU,
-        memGetInfo=lambda: (100, 200),
         deviceSynchronize=lambda: entered.append("waited"),
     )
-    module = types.SimpleNamespace(
-        cuda=types.SimpleNamespace(Device=Device, runtime=runtime),
-        get_default_memory_pool=lambda: found.pool,
-    )
-    monkeypatch.setattr(tt.cuda, "cupy", lambda: module)
+    module = types.SimpleNamespace(cuda=types.SimpleNamespace(Device=Device, runtime=runtime))
+    monkeypatch.setattr(tt.cuda, "_gpu", lambda: module)
+    monkeypatch.setattr(tt.cuda.memory, "gpu", lambda: module)
     monkeypatch.setattr(tt.cuda, "cuda_device_count", lambda: 1)
     return found
 
@@ -71,17 +53,6 @@ def test_what_the_gpu_is(gpu):
     assert gpu.entered == ["use 1", 2, "waited"]
     with pytest.raises(ValueError, match="asks about GPUs, and 'cpu' is none"):
         tt.cuda.get_device_name("cpu")
-
-
-def test_memory_is_that_of_all_pools(gpu, monkeypatch):
-    monkeypatch.setattr(tt.cuda, "_live_pools", lambda: [Pool(5, 7)])
-    assert tt.cuda.memory_allocated() == 15
-    assert tt.cuda.memory_reserved() == tt.cuda.max_memory_allocated() == 37
-    tt.cuda.reset_peak_memory_stats()
-    assert tt.cuda.max_memory_allocated() == 17  # what arrays hold, and the graph's pool
-    gpu.pool.total = 30
-    tt.cuda.empty_cache()
-    assert tt.cuda.memory_reserved("cuda:0") == 17
 
 
 @pytest.mark.skipif(tt.cuda.is_available(), reason="there is a GPU here")

@@ -53,6 +53,27 @@ class LazyGradient(Protocol):
         """The gradient as an array of its own."""
 
 
+class Gradients:
+    """The gradients of an operation's several outputs, on their way to its one VJP.
+
+    `parts` has None for an output that led nowhere. The shape and dtype are its node's.
+    """
+
+    __slots__ = ("dtype", "parts", "shape")
+
+    def __init__(self, parts: tuple[Array, ...], shape: Shape, dtype: DType) -> None:
+        self.parts, self.shape, self.dtype = parts, shape, dtype
+
+    def joined(self, other: Gradients) -> Gradients:
+        """These and those of other outputs."""
+        parts = tuple([b if a is None else a for a, b in zip(self.parts, other.parts, strict=True)])
+        return Gradients(parts, self.shape, self.dtype)
+
+    def dense(self) -> tuple[Array, ...]:
+        """What the VJP is called with."""
+        return self.parts
+
+
 class _State(threading.local):
     """What holds on this thread: each thread starts with these values."""
 
@@ -141,6 +162,23 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<{self.operation} {self.shape} {self.dtype}>"
+
+
+def output_nodes(node: Node, outputs: Sequence[Array]) -> list[Node]:
+    """A node for each output of the operation that `node` stands for, with `node` as its parent.
+
+    `node` is visited after all of them, and its VJP is handed a tuple of their gradients.
+    """
+    shape, dtype = node.shape, node.dtype
+
+    def sender(i: int) -> Callable[[Array], Gradients]:
+        before, after = (None,) * i, (None,) * (len(outputs) - i - 1)
+        return lambda dy: Gradients((*before, dy, *after), shape, dtype)
+
+    return [
+        Node(node.operation, (sender(i),), (node,), y.shape, y.dtype, node.level)
+        for i, y in enumerate(outputs)
+    ]
 
 
 class Watcher:
@@ -489,7 +527,7 @@ def _add_pending(pending: dict[Node, Any], owned: set[Node], node: Node, given: 
 
 
 def _is_lazy(gradient: Any) -> bool:
-    return type(gradient) is not np.ndarray and hasattr(gradient, "write_to")
+    return type(gradient) is not np.ndarray and hasattr(gradient, "dense")
 
 
 def _dense(gradient: Any) -> Array:

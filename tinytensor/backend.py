@@ -100,7 +100,6 @@ def cupy() -> ModuleType:
             "says what is missing"
         ) from error
     register_array_type(module.ndarray, module, lambda array: device("cuda", int(array.device.id)))
-    module.cuda.set_allocator(_allocator(module))
     for watcher in _cupy_watchers:
         watcher(module.ndarray)
     return module
@@ -214,26 +213,6 @@ def driver_too_old(module: Any) -> str | None:
 
 class OutOfMemoryError(MemoryError):
     """The GPU's memory does not hold what was asked for."""
-
-
-def _allocator(module: Any) -> Callable[[int], Any]:
-    """CuPy's memory pool, with a sentence where it has no more."""
-    pool = module.get_default_memory_pool()
-
-    def allocate(size: int) -> Any:
-        try:
-            return pool.malloc(size)
-        except module.cuda.memory.OutOfMemoryError:
-            free, total = module.cuda.runtime.memGetInfo()
-            ours = pool.used_bytes()
-            raise OutOfMemoryError(
-                f"out of memory: {size / 2**30:.2f} GiB were asked for; of the GPU's "
-                f"{total / 2**30:.1f} GiB this program's arrays hold {ours / 2**30:.1f} and "
-                f"{free / 2**30:.1f} are free; lower the batch size (and accumulate gradients over "
-                "more micro-batches), or the context"
-            ) from None
-
-    return allocate
 
 
 def to_device(array: Array, where: device | str) -> Array:

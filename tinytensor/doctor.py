@@ -287,8 +287,9 @@ def nvrtc(cupy: Any) -> Iterator[Finding]:
         yield Finding(
             "NVRTC",
             BROKEN,
-            f"the kernels cannot be compiled: {error}",
-            EXTRA.format(wheel_for(driver_version())) + " (its [ctk] brings NVRTC)",
+            f"the kernels cannot be compiled: {' '.join(str(error).split())}",
+            EXTRA.format("cuda13" if "cupy-cuda13x" in backend.cupy_wheels() else "cuda12")
+            + " (its [ctk] brings NVRTC)",
         )
         return
     yield Finding("NVRTC", GOOD, f"{major}.{minor}")
@@ -305,7 +306,7 @@ def nccl() -> Iterator[Finding]:
         yield Finding(
             "NCCL",
             MISSING,
-            f"{error}: many GPUs add their gradients by MPI, through the host",
+            f"{error}: several GPUs cannot train one model",
             f"pip install nvidia-nccl-cu{13 if newer else 12}",
         )
         return

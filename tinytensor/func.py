@@ -253,7 +253,8 @@ def hvp(function: Callable[..., Tensor], inputs: Tree, v: Tree) -> tuple[Tensor,
         return total
 
     _, pullback = vjp(slope, *primals)
-    products = pullback(as_tensor(np.ones((), outputs[0].dtype)))
+    one = array_module(outputs[0].array).ones((), outputs[0].dtype)
+    products = pullback(as_tensor(one))
     return outputs[0].detach(), products[0] if single else products
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -255,10 +256,7 @@ def split(
             raise ValueError(
                 f"split: the sections {sizes} do not add up to dim {dim} of size {size}"
             )
-    starts = [0]
-    for n in sizes[:-1]:
-        starts.append(starts[-1] + n)
-    return tuple(narrow(input, dim, start, n) for start, n in zip(starts, sizes, strict=True))
+    return ops.split(input, list(accumulate(sizes[:-1])), dim)
 
 
 @takes_axis

@@ -480,7 +480,9 @@ class Operation:
             explain_mismatch(self.__name__, values, error)
             raise
 
-        if type(y) is not np.ndarray and isinstance(y, (np.generic, Tensor)):
+        if type(y) is not np.ndarray:
+            if type(y) is tuple:
+                return self._several(y, vjp, parents, level)
             if isinstance(y, Tensor) and (not level or vjp is None):
                 return y
             y = np.asarray(y) if isinstance(y, np.generic) else y
@@ -493,6 +495,18 @@ class Operation:
             vjp = _pruned(self.__name__, vjp, parents)
         tensor.node = Node(self.__name__, vjp, tuple(parents), y.shape, y.dtype, level)
         return tensor
+
+    def _several(
+        self, ys: tuple[Array, ...], vjp: Any, parents: list[Node | None], level: int
+    ) -> tuple[Tensor, ...]:
+        """The outputs as tensors, each with a node of its own in front of the operation's."""
+        if not level or vjp is None:
+            return tuple([as_tensor(y) for y in ys])
+        if type(vjp) is tuple:
+            vjp = _pruned(self.__name__, vjp, parents)
+        y = ys[0]
+        node = Node(self.__name__, _of_several(vjp), tuple(parents), y.shape, y.dtype, level)
+        return tuple(map(as_tensor, ys, autograd.output_nodes(node, ys)))
 
     def compute(self, values: Sequence[Any], options: dict[str, Any]) -> tuple[Any, Any]:
         """`(output, vjp)` on arrays: by what is registered for their type, or the reference."""
@@ -533,7 +547,7 @@ class Operation:
                         return result  # type: ignore[no-any-return]
                     break
         y, vjp = self._run([_wide(value) for value in values], options, level)
-        return (y.astype(bfloat16) if y.dtype == np.float32 else y), vjp
+        return (tuple(map(_narrow, y)) if type(y) is tuple else _narrow(y)), vjp
 
     def _either(
         self, fast: Any, values: Sequence[Any], options: dict[str, Any]
@@ -544,9 +558,10 @@ class Operation:
         can take.
         """
 
-        def vjp(dy: Any) -> Any:
-            rule = self.reference(*values, **options)[1] if isinstance(dy, Tensor) else fast
-            return tuple([f and f(dy) for f in rule]) if isinstance(rule, tuple) else rule(dy)
+        def vjp(*dy: Any) -> Any:
+            stacked = any(isinstance(d, Tensor) for d in dy)
+            rule = self.reference(*values, **options)[1] if stacked else fast
+            return tuple([f and f(*dy) for f in rule]) if isinstance(rule, tuple) else rule(*dy)
 
         return vjp
 
@@ -579,6 +594,13 @@ def _pruned(name: str, vjp: tuple[Any, ...], parents: list[Node | None]) -> tupl
     return tuple([None if parent is None else vjp[i] for i, parent in enumerate(parents)])
 
 
+def _of_several(vjp: Any) -> Callable[[tuple[Any, ...]], Any]:
+    """The VJP of an operation with several outputs as the walk calls it: with one tuple."""
+    if type(vjp) is tuple:
+        return lambda dys: tuple([f and f(*dys) for f in vjp])
+    return lambda dys: vjp(*dys)
+
+
 @overload
 def op(body: Callable[..., Any]) -> Operation: ...
 @overload
@@ -600,6 +622,9 @@ def op(
     the inputs (or, as a tuple of names, those inputs) are first brought to a common dtype by
     PyTorch's rules; with `floating=True` integers become float32 too. Broadcasting needs no
     thought: each gradient is summed back to its input's shape.
+
+    The output may be a tuple of arrays. The functions of `vjp` are then called with the gradient of
+    each, `lambda dy, dz: ...`, and None stands for that of an output which led nowhere.
     """
     if body is None:
         return functools.partial(_define, promote=promote, floating=floating)
@@ -682,6 +707,10 @@ def _dtype(value: Any) -> DType | None:
 
 def _wide(value: Any) -> Any:
     return value.astype(np.float32) if _dtype(value) == bfloat16 else value
+
+
+def _narrow(value: Any) -> Any:
+    return value.astype(bfloat16) if value.dtype == np.float32 else value
 
 
 def promote_types(values: list[Any], floating: bool = False) -> list[Any]:

@@ -89,6 +89,7 @@ KINDS = [
     (bfloat16, True, 16, 0.0),
     (bfloat16, True, 16, 0.3),
     (bfloat16, True, 20, 0.0),
+    (bfloat16, True, 48, 0.0),  # 6 chunks of 16 bytes, which do not divide the threads
     (bfloat16, True, 64, 0.0),
     (bfloat16, True, 128, 0.0),
 ]
@@ -133,6 +134,15 @@ def test_the_result_does_not_depend_on_the_order_of_threads(dtype):
             np.testing.assert_array_equal(wide(a), wide(b))
 
 
+def test_a_scale_need_not_be_positive():
+    q, k, v = (normal(i, 1, 1, 20, 16, dtype=bfloat16) for i in range(3))
+    y, _ = forward(q, k, v, Attention(scale=-0.3))
+    other, _ = forward(-q, k, v, Attention(scale=0.3))
+    np.testing.assert_allclose(wide(y), wide(other), atol=0.02)
+    flat, _ = forward(q, k, v, Attention(scale=0.0))
+    np.testing.assert_allclose(wide(flat), wide(v).mean(2, keepdims=True) + 0 * wide(v), atol=0.02)
+
+
 def test_large_and_infinite_scores():
     q, k, v = (normal(i, 1, 1, 40, 16) for i in range(3))
     q *= 100
@@ -170,7 +180,9 @@ def nightly(*case):
     [
         ("attention.cu", "        __syncthreads();  // this tile", "        // this tile"),
         ("attention.cu", "sums[i][j][2 * half] *= correction,", "sums[i][j][2 * half] *= 1.0f,"),
-        nightly("attention.cu", "(!causal || at <= query)", "(!causal || at < query)"),
+        nightly("attention.cu", "8 * half + 1, S, causal)", "8 * half, S, causal)"),
+        nightly("attention.cu", "8 * half - start,", "8 * half - start + 1,"),
+        nightly("attention.cu", "of_queries[BACK + query]", "of_queries[query]"),
         nightly("attention.cu", "most, 2));", "most, 4));"),
         nightly(
             "attention.cu",

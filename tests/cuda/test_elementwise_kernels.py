@@ -38,6 +38,23 @@ def test_gelu(dtype, approximate, rows, C, biased, seed):
 
 
 @BOTH
+def test_subnormal_numbers_are_numbers(dtype):
+    x = np.array([1e-40, -3e-39, 1.1e-38, 3e-38, 0.0], np.float32).astype(dtype)
+    one = np.ones_like(x)
+    for name, arrays, exact in (
+        ("add", (x, x), wide(x) + wide(x)),
+        ("subtract", (x, one * x[1]), wide(x) - wide(x)[1]),
+        ("multiply", (x, one), wide(x)),
+        ("divide", (x, one), wide(x)),
+        ("relu", (x,), np.maximum(wide(x), 0)),
+        ("scale", (x,), wide(x)),
+    ):
+        ours = elementwise.apply(name, *arrays, s=1.0)
+        np.testing.assert_array_equal(ours, exact.astype(np.float32).astype(dtype))
+        assert ours.astype(np.float32)[0] != 0
+
+
+@BOTH
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 def test_gelu_far_from_zero(dtype, approximate):
     x = np.array([1e4, -1e4, 3e38, -3e38, 1e-40, 0, np.inf, np.nan], np.float32).astype(dtype)

@@ -361,14 +361,46 @@ def test_what_a_graph_cannot_follow_is_refused():
         graph(lambda: None, warmup=0)
 
 
-def test_the_learning_rate_of_another_optimizer_is_a_constant():
-    w, _, optimizer = problem(tt.optim.SGD)
-    w.grad = tt.ones(5, device=SIM)
-    captured = after_warmup(lambda x: optimizer.step(), optimizer, tt.ones(3, device=SIM))
-    captured(tt.ones(3, device=SIM))
-    optimizer.param_groups[0]["lr"] = 0.5
-    with pytest.raises(RuntimeError, match=r"lr was 0\.01 when .* is 0\.5 now; only AdamW"):
-        captured(tt.ones(3, device=SIM))
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (tt.optim.Adam, {"weight_decay": 0.2}),
+        (tt.optim.SGD, {}),
+        (tt.optim.SGD, {"momentum": 0.9, "dampening": 0.1}),
+        (tt.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    ],
+    ids=str,
+)
+def test_other_optimizers_follow_their_groups(kind, options):
+    (w, v, optimizer), (twin_w, twin_v, twin) = (problem(kind, **options) for _ in range(2))
+    captured, plain = (
+        graph(stepping(w, v, optimizer), optimizer), stepping(twin_w, twin_v, twin),
+    )  # fmt: skip
+    for number in range(5):
+        for group in (*optimizer.param_groups, *twin.param_groups):
+            group["lr"] = 0.01 * (1 + number)
+        captured(*gradients(number))
+        plain(*gradients(number))
+        assert w.tolist() == twin_w.tolist()
+        assert v.tolist() == twin_v.tolist()
+    assert captured.captured
+
+
+@pytest.mark.compiler
+def test_momentum_stays_what_it_was_kept_for():
+    w, v, optimizer = problem(tt.optim.SGD)
+    captured = after_warmup(stepping(w, v, optimizer), optimizer, *gradients(0))
+    captured(*gradients(1))
+    optimizer.param_groups[0]["momentum"] = 0.5  # there is no running sum in the graph
+    with pytest.raises(RuntimeError, match=r"momentum was 0\.0 when .* is 0\.5 now, which the"):
+        captured(*gradients(2))
+    w, v, optimizer = problem(tt.optim.SGD, momentum=0.5)
+    captured = after_warmup(stepping(w, v, optimizer), optimizer, *gradients(0))
+    captured(*gradients(1))
+    optimizer.param_groups[0]["momentum"] = 0.0
+    with pytest.raises(ValueError, match="captured with momentum keeps some; make a new graph"):
+        captured(*gradients(2))
 
 
 def test_tensors_of_the_host_are_moved():
@@ -397,6 +429,9 @@ def test_memory_that_does_not_suffice(monkeypatch):
     monkeypatch.setattr(sim.cuda, "MemoryPool", Pool)
     monkeypatch.setattr(sim.cuda, "memory", memory)
     monkeypatch.setattr(sim.cuda, "using_allocator", using_allocator)
+    monkeypatch.setattr(
+        sim.cuda, "runtime", types.SimpleNamespace(getDevice=lambda: 0), raising=False
+    )
     captured = after_warmup(lambda x: x, None, tt.ones(3, device=SIM))
     with pytest.raises(
         tt.cuda.OutOfMemoryError, match=r"2\.00 GiB, beside 0\.0 GiB.*lower the batch"
@@ -426,7 +461,7 @@ def test_float64_parameters_cannot_be_captured():
         optimizer.step()
 
     captured = after_warmup(step, optimizer, tt.ones(3, dtype=tt.float64, device=SIM))
-    with pytest.raises(RuntimeError, match=r"AdamW of float32 and bfloat16 .* not of float64"):
+    with pytest.raises(RuntimeError, match=r"updates of float32 and bfloat16 .* not of float64"):
         captured(tt.ones(3, dtype=tt.float64, device=SIM))
 
 

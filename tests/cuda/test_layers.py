@@ -9,11 +9,10 @@ import tinytensor as tt
 from tests.cuda import bounds
 from tests.cuda.kernel_cases import launched, normal, wide
 from tinytensor import func, ops
-from tinytensor.cuda import layers, pointwise  # registers them
+from tinytensor.cuda import capture, layers, pointwise, small_gpt  # registers them
 from tinytensor.cuda.device import SimArray, host_copies, sim
 from tinytensor.cuda.verify_lab import judge, rounding
 from tinytensor.nn import functional as F
-from tinytensor.optim.adamw import adamw_update
 from tinytensor.random import Draw
 
 pytestmark = pytest.mark.compiler
@@ -29,6 +28,8 @@ CASES = [
     (ops.log_softmax, (X,), {}, 1),
     (ops.layer_norm, (X, W, B), {"eps": 1e-3}, 3),
     (ops.layer_norm, (X, None, None), {}, 1),
+    (ops.add_layer_norm, (X, X[::-1] * 2, W, B), {"eps": 1e-3}, 4),
+    (ops.add_layer_norm, (X, X[::-1] * 2, None, None), {}, 2),
     (ops.gelu, (X,), {}, 1),
     (ops.gelu, (X,), {"approximate": "tanh"}, 1),
     *[(curve, (X,), {}, 1) for curve in pointwise.CURVES],
@@ -70,10 +71,10 @@ def dense(gradient):
     return gradient.dense() if hasattr(gradient, "dense") else gradient
 
 
-def gradients(vjp, dy, number):
+def gradients(vjp, dys, number):
     if isinstance(vjp, tuple):
-        return [dense(vjp[i](dy)) for i in range(number)]
-    found = vjp(dy)
+        return [dense(vjp[i](*dys)) for i in range(number)]
+    found = vjp(*dys)
     return [dense(g) for g in (found if isinstance(found, tuple) else (found,))[:number]]
 
 
@@ -96,16 +97,47 @@ def test_kernels_agree_with_the_reference(case, dtype):
     exact = [wide(x) if isinstance(x, np.ndarray) and x.dtype == dtype else x for x in inputs]
     expected, reference_vjp = operation.reference(*exact, **options)
     before = host_copies()
-    y, vjp = operation.implementations[SimArray](*map(on_sim, inputs), **options)
-    dy = normal(9, *y.shape, dtype=dtype)
-    ours = gradients(vjp, on_sim(dy), number)
+    outputs, vjp = operation.implementations[SimArray](*map(on_sim, inputs), **options)
+    several = isinstance(outputs, tuple)
+    ys, exact = (outputs, expected) if several else ((outputs,), (expected,))
+    dys = [normal(9 + i, *y.shape, dtype=dtype) for i, y in enumerate(ys)]
+    ours = gradients(vjp, [on_sim(dy) for dy in dys], number)
     assert host_copies() == before
-    assert y.dtype == (np.float32 if operation is ops.linear_cross_entropy else dtype)
-    agree(y.host, expected, dtype, 0)
-    for got, wanted in zip(ours, gradients(reference_vjp, wide(dy), number), strict=True):
+    for y, wanted in zip(ys, exact, strict=True):
+        assert y.dtype == (np.float32 if operation is ops.linear_cross_entropy else dtype)
+        # A sum in bfloat16 is normalised as it was rounded.
+        agree(y.host, wanted, dtype, int(several))
+    expected_gradients = gradients(reference_vjp, [wide(dy) for dy in dys], number)
+    for got, wanted in zip(ours, expected_gradients, strict=True):
         wanted = wanted.sum(tuple(range(wanted.ndim - got.ndim)))  # as the engine un-broadcasts
         # bfloat16: what backward passes read, softmax's y or dlogits, was rounded before.
         agree(got.host, wanted, dtype, 2)
+
+
+@pytest.mark.parametrize("used", ["both", "the sum", "its norm"])
+@pytest.mark.parametrize("dtype", [tt.float32, tt.bfloat16], ids=str)
+def test_a_float_stream_takes_layers_of_any_dtype_in_one_pass(dtype, used, monkeypatch):
+    """The sum is float32, the norm and the gradient of x are of x's dtype; nothing is converted."""
+    found, names = [], launched(monkeypatch)
+    for device in ("cpu", "cuda-sim"):
+        x = tt.tensor(X).to(device).to(dtype).requires_grad_()
+        residual, weight, bias = (
+            tt.tensor(a).to(device).requires_grad_() for a in (X[::-1] * 2, W, B)
+        )
+        leaves = [x, residual] if used == "the sum" else [x, residual, weight, bias]
+        before = host_copies()
+        total, normed = F.add_layer_norm(x, residual, weight, bias)
+        assert (total.dtype, normed.dtype) == (tt.float32, dtype)
+        results = {"both": (total, normed), "the sum": (total,), "its norm": (normed,)}[used]
+        dy = tt.tensor(normal(3, *X.shape)).to(device).bfloat16().float()
+        sum((y.float() * dy).sum() for y in results).backward()
+        assert [a.grad.dtype for a in leaves] == [dtype, *[tt.float32] * (len(leaves) - 1)]
+        assert host_copies() == before
+        found.append([*(y.detach() for y in results), *(a.grad for a in leaves)])
+    assert names.count("layer_norm_forward") == 1
+    assert names.count("layer_norm_backward") == (used != "the sum")
+    for theirs, ours in zip(*found, strict=True):
+        agree(ours.cpu().array, wide(theirs.array), ours.dtype, 1)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +146,10 @@ def test_kernels_agree_with_the_reference(case, dtype):
         (ops.softmax, (X,), {"axis": 0}),
         (ops.layer_norm, (X, W, B), {"ndim": 2}),
         (ops.layer_norm, (X, W[:3], None), {}),
+        (ops.add_layer_norm, (X, W, W, B), {}),
+        (ops.add_layer_norm, (X, X, W[:3], None), {}),
+        (ops.add_layer_norm, (X, X.astype(tt.bfloat16), W, B), {}),
+        (ops.add_layer_norm, (X.astype(np.float64), X, W, B), {}),
         (ops.dropout, (X,), {"p": 1.0}),
         (ops.embedding, (TABLE, IDS.astype(np.int32)), {}),
         (ops.cross_entropy, (X, TARGET, W), {"label_smoothing": 0.1}),
@@ -139,18 +175,6 @@ def test_the_gradient_of_a_table_adds_itself():
     bounds.close(buffer.host, added, bounds.U * np.abs(added))
     gradient.write_to(buffer)
     np.testing.assert_array_equal(buffer.host, gradient.dense().host)
-
-
-def test_adamw_on_the_device_is_the_cpus_bit_for_bit():
-    options = {"step": 3, "lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-    arrays = [normal(0, 50), normal(1, 50), normal(2, 50), np.abs(normal(3, 50))]
-    moved = [sim.asarray(a) for a in arrays]
-    before = host_copies()
-    adamw_update(*moved, sim.empty(50, np.float32), **options)
-    assert host_copies() == before
-    adamw_update(*arrays, np.empty(50, np.float32), **options)
-    for ours, theirs in zip(moved, arrays, strict=True):
-        np.testing.assert_array_equal(ours.host, theirs)
 
 
 @pytest.mark.parametrize(
@@ -276,3 +300,40 @@ def test_the_head_s_products_are_bfloat16_under_autocast_and_its_loss_is_float32
         atol = 2.0**-7 * 20**0.5 * np.abs(exact).max()
         np.testing.assert_allclose(cpu, exact, atol=atol)
         np.testing.assert_allclose(ours, exact, atol=atol)
+
+
+def test_what_a_block_moves_besides_its_products_and_attention(monkeypatch):
+    """Under autocast, a float32 stream between bfloat16 layers: the passes over activations are
+    those of norms and GELU, and the gradients of q, k and v are put side by side. Nothing is
+    converted, filled with zeros or added on the side.
+    """
+    B, T, C = 1, 16, 32
+    sizes = small_gpt.Sizes(V=16, T=T, layers=1, H=2, C=C)
+    model = small_gpt.model_class(tt.nn, F, tt.arange)(sizes).to("cuda-sim")
+    block, norm = model.h[0], model.ln_f
+    x, residual, dy = (tt.tensor(normal(i, B, T, C)).to("cuda-sim") for i in range(3))
+    x, residual, dy = x.bfloat16().requires_grad_(), residual.requires_grad_(), dy.bfloat16()
+    kernels, others, made = launched(monkeypatch), [], capture.made
+
+    def noted(function, given, options):
+        result = made(function, given, options)
+        sources = (*given, getattr(function, "__self__", None))
+        activations = isinstance(result, np.ndarray) and result.ndim == 3
+        if activations and not any(
+            np.may_share_memory(result, a) for a in sources if a is not None
+        ):
+            others.append(function.__name__)
+        return result
+
+    monkeypatch.setattr(capture, "made", noted)
+    with tt.autocast("cuda-sim"):
+        _, y = F.add_layer_norm(*block(x, residual), norm.weight, norm.bias)
+    tt.autograd.grad(y, [x, residual, *block.parameters()], dy)
+    passes = [name for name in kernels if not name.startswith(("matmul", "attention"))]
+    norm_backward = ["layer_norm_backward", "column_sum", "column_sum"]  # of dweight and dbias
+    assert passes == [
+        *["layer_norm_forward", "layer_norm_forward", "gelu_forward", "layer_norm_forward"],
+        *[*norm_backward, "column_sum", "gelu_backward", "column_sum"],  # of the biases of the MLP
+        *[*norm_backward, "column_sum", "column_sum", *norm_backward],  # of those of attention
+    ]
+    assert [name for name in others if name not in capture.UNWRITTEN] == ["concatenate"]

@@ -270,7 +270,8 @@ def test_linear_and_matmul_on_the_device(dtype, monkeypatch):
     u = 2.0**-7 if dtype == bfloat16 else 2.0**-20
     for ours, expected in zip(run("cuda-sim"), run("cpu"), strict=True):
         assert (abs(ours - expected) <= 4 * u * abs(expected).max()).all()
-    assert set(launched) == {"matmul_mma" if dtype == bfloat16 else "matmul_plain"}
+    product_kernel = "matmul_mma" if dtype == bfloat16 else "matmul_plain"
+    assert set(launched) == {product_kernel, "column_sum"}  # the latter for the bias
 
 
 def test_a_weight_gradient_is_multiplied_into_its_buffer():

@@ -172,6 +172,7 @@ def test_other_devices_and_names_are_told(monkeypatch):
 def test_the_plan_fills_the_device():
     many = plan_wgmma(16_384, 3072, 768, 1, 2, 132)
     assert many == (WIDE, 1)
+    assert plan_wgmma(16_384, 3072, 768, 1, 2, 132, gelu=True) == (TURNS, 1)  # behind the products
     tile, parts = plan_wgmma(768, 2304, 16_384, 1, 2, 132)  # a weight's gradient: few tiles, long
     assert parts > 1
     assert 768 // tile.m * (2304 // tile.n) * parts >= 0.8 * 132
@@ -210,6 +211,9 @@ PLANTED = {
     "k and rows exchanged": ("(slot, map, k, first,", "(slot, map, first, k,", WRONG),
     "the wrong majorness": ("TRANSPOSE_A, !TRANSPOSE_B>", "TRANSPOSE_A, TRANSPOSE_B>", WRONG),
     "the first sum not cleared": ("step > 0 || inside > 0", "true", WRONG),
+    "lines read too early": ("    __syncwarp();\n    if (WHAT", "    if (WHAT", WRONG),
+    "lines written too early": ("__syncwarp();  // all have read", "// all have read", WRONG),
+    "lines swizzled on one side": ("(place ^ (8 * j * SIZE))", "(place + 8 * j * SIZE)", WRONG),
     "turns not taken": ("if (TURNS) mbarrier_wait", "if (false) mbarrier_wait", RACE),
 }  # fmt: skip
 

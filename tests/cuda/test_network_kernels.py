@@ -131,20 +131,22 @@ def test_softmax_masks_that_do_not_fit():
 
 
 @with_plans
-@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("residual", ["none", "like x", "float"])
 @examples
 @given(rows=counts, C=widths, seed=seeds, affine=st.sampled_from(["both", "weight", "none"]))
 def test_layer_norm(dtype, team, held, residual, rows, C, seed, affine):
+    stream = np.dtype(np.float32) if residual == "float" else dtype
     x, dy = normal(seed, rows, C, dtype=dtype), normal(seed + 1, rows, C, dtype=dtype)
-    branch = normal(seed + 2, rows, C, dtype=dtype) if residual else None
-    weight = None if affine == "none" else normal(seed + 3, C, dtype=dtype)
-    bias = normal(seed + 4, C, dtype=dtype) if affine == "both" else None
-    dtotal = normal(seed + 5, rows, C, dtype=dtype) if residual else None
-    plan = plan_for(team, held, C, dtype)
-    saved = network.layer_norm(x, weight, bias, branch=branch, eps=1e-2, plan=plan, seed=seed)
+    before = None if residual == "none" else normal(seed + 2, rows, C, dtype=stream)
+    weight = None if affine == "none" else normal(seed + 3, C, dtype=stream)
+    bias = normal(seed + 4, C, dtype=stream) if affine == "both" else None
+    dtotal = None if residual == "none" else normal(seed + 5, rows, C, dtype=stream)
+    plan = plan_for(team, held, C, stream)
+    saved = network.layer_norm(x, weight, bias, residual=before, eps=1e-2, plan=plan, seed=seed)
     total = (
-        x if branch is None else (x.astype(np.float32) + branch.astype(np.float32)).astype(dtype)
+        x if before is None else (x.astype(np.float32) + before.astype(np.float32)).astype(stream)
     )
+    assert (saved.y.dtype, saved.total.dtype) == (dtype, stream)
     np.testing.assert_array_equal(saved.total.astype(np.float32), total.astype(np.float32))
     exact, vjp = tt.ops.layer_norm.reference(wide(total), wide(weight), wide(bias), eps=1e-2)
     if not rows:
@@ -153,12 +155,14 @@ def test_layer_norm(dtype, team, held, residual, rows, C, seed, affine):
     errors = bounds.LayerNorm(wide(total), 1e-2)
     gain, shift = (1.0 if weight is None else wide(weight)), (0.0 if bias is None else wide(bias))
     close(saved.y, exact, errors.y(gain, shift))
-    dx, dweight, dbias = network.layer_norm_backward(
+    dx, dweight, dbias, dresidual = network.layer_norm_backward(
         dy, saved, weight, dtotal=dtotal, blocks=2, plan=plan, seed=seed
     )
     past = 0.0 if dtotal is None else wide(dtotal)
     expected = vjp[0](wide(dy)) + past
-    close(dx, expected, errors.dx(wide(dy), gain, expected) + bounds.U * np.abs(past))
+    assert (dx.dtype, dresidual.dtype) == (dtype, stream)
+    for found in (dx, dresidual):
+        close(found, expected, errors.dx(wide(dy), gain, expected) + bounds.U * np.abs(past))
     close(dweight, (vjp[1](wide(dy))).sum(0), errors.dweight(wide(dy)))
     close(dbias, wide(dy).sum(0), bounds.sums(wide(dy)))
 

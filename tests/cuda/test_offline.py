@@ -7,6 +7,7 @@ A file's variants take turns on the seven architectures; `--nightly` compiles ea
 from __future__ import annotations
 
 import itertools
+import struct
 
 import pytest
 
@@ -24,12 +25,19 @@ ptxas info    : Used 14 registers, used 0 barriers
 """
 
 
+def is_whole(cubin):
+    """Whether no byte is missing of an ELF file, at whose end its program headers are."""
+    (offset,) = struct.unpack_from("<Q", cubin, 32)
+    size, count = struct.unpack_from("<HH", cubin, 54)
+    return cubin.startswith(b"\x7fELF") and len(cubin) == offset + size * count
+
+
 def check(name, thin):
     spilling = []
     for path, defines, architectures in offline.jobs(thin):
         for architecture in architectures if path.name == name else ():
             cubin, log = kernels.compile_for(path, architecture, defines)
-            assert cubin.startswith(b"\x7fELF")
+            assert is_whole(cubin)
             assert "Performance Loss" not in log  # wgmma made to wait, setmaxnreg ignored
             figures = offline.usage(log)
             declared = kernels.signatures(path.read_text(encoding="utf-8"), defines)
@@ -86,6 +94,13 @@ def test_the_product_on_hopper_is_made_of_its_instructions(defines):
     ):
         assert word in text
     assert "mma.sync" not in text
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["elementwise.cu", "adamw.cu", "sgd.cu", "norm.cu"])
+def test_subnormal_numbers_are_kept(name):
+    """CuPy's own `-ftz=true` would show in every instruction."""
+    assert ".ftz" not in ptx(kernels.folder() / name, "compute_90a", ())
 
 
 @pytest.mark.cuda

@@ -1,4 +1,4 @@
-"""AdamW, the norm of gradients and clipping in the simulator; AdamW has the CPU's bits."""
+"""AdamW, SGD, the norm of gradients and clipping in the simulator; updates have the CPU's bits."""
 
 from __future__ import annotations
 
@@ -42,6 +42,34 @@ def test_adamw_float32_is_the_cpus_bit_for_bit(count, offset, decay, seed):
         optimizer.adamw(ours[0], gradient, ours[1], ours[2], factors, seed=seed)
     for one, other in zip(ours, cpu, strict=True):
         np.testing.assert_array_equal(bits(one), bits(other))
+
+
+@BOTH
+@examples
+@given(
+    count=sizes,
+    offset=st.sampled_from([0, 1]),
+    decay=st.sampled_from([0.0, 0.1]),
+    running=st.sampled_from([{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}]),
+    seed=seeds,
+)
+def test_sgd_is_the_cpu_s_bit_for_bit(dtype, count, offset, decay, running, seed):
+    p = tt.tensor(normal(seed, max(1, count), dtype=dtype), requires_grad=True)
+    engine = tt.optim.SGD([p], lr=0.3, weight_decay=decay, **running)
+    value = np.empty(p.numel() + offset, dtype)[offset:]
+    value[...] = p.detach().numpy()
+    sums = np.zeros(p.numel(), np.float32) if running else None
+    master = value.astype(np.float32) if dtype == BFLOAT16 else None
+    for step in range(1, 4):
+        gradient = normal(seed + step, p.numel(), dtype=dtype)
+        p.grad = tt.tensor(gradient)
+        engine.step()
+        factors = optimizer.sgd_factors(step, 0.3, decay, **running)
+        optimizer.sgd(value, gradient, factors, momentum=sums, master=master, seed=seed)
+    np.testing.assert_array_equal(bits(value), bits(p.detach().numpy()))
+    if running:
+        kept = engine.state_dict()["state"][0]["momentum_buffer"].numpy()
+        np.testing.assert_array_equal(bits(sums), bits(kept))
 
 
 @examples
@@ -117,6 +145,8 @@ def test_adamw_multiplies_by_the_clipping_scale_first():
 def test_bad_use():
     x = np.ones(4, np.float32)
     with pytest.raises(ValueError, match="bfloat16 values need float32 master weights or a draw"):
-        optimizer.adamw(x.astype(BFLOAT16), x, x, x, np.ones(7, np.float32))
+        optimizer.adamw(x.astype(BFLOAT16), x, x, x, np.ones(8, np.float32))
+    with pytest.raises(ValueError, match="sgd: bfloat16 values need float32 master weights"):
+        optimizer.sgd(x.astype(BFLOAT16), x, np.ones(8, np.float32))
     with pytest.raises(TypeError, match="updates float32 and bfloat16, not float64"):
-        optimizer.adamw(x.astype(np.float64), x, x, x, np.ones(7, np.float32))
+        optimizer.adamw(x.astype(np.float64), x, x, x, np.ones(8, np.float32))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tinytensor as tt
+from tests.cuda.kernel_cases import launched
 from tinytensor.cuda.device import host_copies
 from tinytensor.optim.rounding import follow, round_at_random
 from tinytensor.random import Draw, words32
@@ -50,6 +51,43 @@ def test_adamw_on_the_device_is_the_cpu_s(dtype, decay):
         assert set(found.state_dict()["state"][0]) == names
 
 
+KINDS = [
+    (tt.optim.AdamW, {"weight_decay": 0.1}),
+    (tt.optim.Adam, {}),
+    (tt.optim.Adam, {"weight_decay": 0.1}),
+    (tt.optim.SGD, {}),
+    (tt.optim.SGD, {"weight_decay": 0.1, "momentum": 0.9}),
+    (tt.optim.SGD, {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True}),
+    (tt.optim.SGD, {"momentum": 0.5, "dampening": 0.25}),
+]
+
+
+@pytest.mark.parametrize("dtype", [tt.float32, tt.bfloat16], ids=str)
+@pytest.mark.parametrize(("kind", "options"), KINDS, ids=str)
+def test_one_kernel_gives_the_cpu_s_bits(kind, options, dtype, monkeypatch):
+    """Every optimizer, from given gradients that are not clipped."""
+    names = launched(monkeypatch)
+    results = []
+    for where in ("cpu", SIM):
+        rng = np.random.default_rng(0)
+        p = tt.tensor(rng.standard_normal(77), dtype=dtype).to(where).requires_grad_()
+        optimizer = kind([p], lr=0.03, **options)
+        for number in range(4):
+            p.grad = tt.tensor(rng.standard_normal(77), dtype=dtype).to(where)
+            before = host_copies()
+            optimizer.step()
+            assert host_copies() == before
+            if number == 1:
+                optimizer.param_groups[0]["lr"] = 0.01
+        state = optimizer.state_dict()["state"].get(0, {})
+        arrays = [x.cpu().float().numpy() for x in state.values() if isinstance(x, tt.Tensor)]
+        results.append([p.detach().cpu().float().numpy(), *arrays])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    update = "sgd" if kind is tt.optim.SGD else "adamw"
+    assert names == ["set_factors", update] * 4
+
+
 @pytest.mark.parametrize("dtype", [tt.float16, tt.float64], ids=str)
 def test_what_has_no_kernel_is_updated_all_the_same(dtype):
     ours, _, copies = trained(SIM, dtype)
@@ -57,6 +95,16 @@ def test_what_has_no_kernel_is_updated_all_the_same(dtype):
     assert copies == 0
     for one, two in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [tt.optim.Adam, tt.optim.SGD])
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}], ids=str)
+def test_other_optimizers_in_float64(kind, options):
+    ours, _, copies = trained(SIM, tt.float64, kind, **options)
+    theirs, _, _ = trained("cpu", tt.float64, kind, **options)
+    assert copies == 0
+    for one, two in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("where", ["cpu", SIM])

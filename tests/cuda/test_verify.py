@@ -295,3 +295,13 @@ def test_steps_match_the_cpu_captured_too(dropout):
         ours, _ = verify.trained(SIM, verify.TINY, 5, captured=captured, dropout=dropout)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert ours[-1] < ours[0]
+
+
+def test_the_plan_needs_no_gpu_and_names_every_case(capsys):
+    assert verify.main(["--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    cases = verify.plan(list(verify.ALL))
+    assert {group for group, _ in cases} == set(verify.ALL)
+    assert all(f"{group} " in printed and case in printed for group, case in cases)
+    assert ("rows", "softmax float32 8192×1024") in cases
+    assert set(verify.HOST) == set(verify.COMPILED) <= set(verify.ALL)

@@ -86,3 +86,19 @@ def test_a_step_that_cannot_be_shared_out(tmp_path: Path):
     sentence = "3 processes cannot share a step of 4 batches of 32 tokens; for one each, "
     assert f"{sentence}--total-batch 96" in done.stdout
     assert not re.search("Traceback", done.stdout)
+    assert done.stdout.count("error") == 1  # and not once from each
+
+
+@pytest.mark.parametrize("arguments", ["trian", "train --n-layer two", "train --resume nowhere"])
+def test_what_all_ranks_refuse_one_says(arguments: str):
+    done = try_ranks(3, "gpt", *arguments.split())
+    assert done.returncode == 2
+    assert len(re.findall("(?i)error", done.stdout)) == arguments.count("two") + 1
+
+
+def test_what_one_rank_refuses_it_says(tmp_path: Path):
+    """The others are not left waiting for it."""
+    done = try_ranks(2, "tests.distributed.refusing", *SMALL, "--folder", tmp_path)
+    assert done.returncode != 0
+    assert "error on rank 1: there is no file or folder nowhere; " in done.stdout
+    assert "error: " not in done.stdout

@@ -87,6 +87,10 @@ def assert_close(found: bytes, expected: bytes, folder: Path) -> None:
 
 # ---- mishaps ----
 
+# A rank that is missing is noticed at once or after its timeout of 60 seconds: which of them it was
+# shows on a machine that has other things to do, too.
+AT_ONCE = 50  # seconds, with starting three processes and some steps
+
 KILLS = [("backward", 1), ("reduction", 2), ("saving", 0)]
 SAVING = ["--micro-batches", 3, "--steps", 9, "--save-every", 3]
 
@@ -105,7 +109,7 @@ def kill_and_resume(where: str, victim: int, at: int, folder: Path, shared: Path
     mishap = ["--mishap", "kill", "--where", where, "--victim", victim, "--at", at]
     began = time.monotonic()
     done = try_ranks(3, TRAINING, "--out", folder, *SAVING, *mishap)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < AT_ONCE
     assert done.returncode != 0
     sentence = f"tinytensor.distributed: rank {victim} died without a word"
     assert sentence in done.stdout, done.stdout
@@ -149,7 +153,7 @@ def test_a_sharded_run_goes_on_with_another_number_of_ranks(alone, tmp_path: Pat
 MISHAPS = {
     "raise": r"rank 1 stopped after collective .*ValueError: a planted error",
     "hang": r"rank 1 has not come to collective \d+ \(the reduction of gradient bucket 1 of \d, "
-    r"[\d.]+ MB\) in 1\.5 seconds",
+    r"[\d.]+ MB\) in 6 seconds",
     "freeze": r"rank 1 has not come to collective .* no sign of life from rank 1",
     "leave": r"rank 1 ended its program after collective",
 }
@@ -157,11 +161,14 @@ MISHAPS = {
 
 @pytest.mark.parametrize("mishap", MISHAPS)
 def test_every_rank_stops_with_a_sentence(mishap: str, tmp_path: Path):
-    began = time.monotonic()
-    arguments = ["--mishap", mishap, "--where", "backward", "--at", 2, "--timeout", 1.5]
-    done = try_ranks(3, TRAINING, "--out", tmp_path, "--micro-batches", 3, *arguments)
+    """The launcher kills the others when the first one ends: they are given time for their words.
+
+    A rank that was never stopped would still be there at the time limit.
+    """
+    arguments = ["--mishap", mishap, "--where", "backward", "--at", 2, "--timeout", 6]
+    arguments += ["--micro-batches", 3, "--last-words", 3]
+    done = try_ranks(3, TRAINING, "--out", tmp_path, *arguments)
     assert done.returncode != 0
-    assert time.monotonic() - began < 30
     for rank in (0, 2):
         assert re.search(rf"rank {rank} stops: {MISHAPS[mishap]}", done.stdout), done.stdout
 

@@ -8,6 +8,8 @@ the same calls (`tinytensor/distributed/verify_nccl.py`).
 from __future__ import annotations
 
 import ctypes
+import threading
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,25 +139,47 @@ def test_unequal_parts_go_one_by_one(recorder: Recorder):
         ]
 
 
-def test_broadcast_abort_and_close(recorder: Recorder):
+def test_broadcast(recorder: Recorder):
+    communicator(recorder).broadcast([DeviceArray(64, 5, np.int32)], 2)  # type: ignore[list-item]
+    call = ("broadcast", 64, 64, 5, 2, 2, STREAM)
+    assert recorder.calls == [("groupStart",), call, ("groupEnd",)]
+
+
+@pytest.mark.parametrize("end", ["abort", "destroy"])
+def test_the_end_comes_once_and_nothing_is_asked_after_it(recorder: Recorder, end: str):
+    """Of one that was freed, NCCL says that the argument is invalid: an error to the watch."""
     own = communicator(recorder)
-    own.broadcast([DeviceArray(64, 5, np.int32)], 2)  # type: ignore[list-item]
+    own.check()
+    (own.abort if end == "abort" else own.close)()
     own.check()
     own.abort()
     own.close()
-    assert recorder.calls == [
-        ("groupStart",),
-        ("broadcast", 64, 64, 5, 2, 2, STREAM),
-        ("groupEnd",),
-        ("check_async_error",),
-        ("abort",),
-        ("destroy",),
+    assert recorder.calls == [("check_async_error",), (end,)]
+
+
+def test_the_sum_of_truth_values_is_or(recorder: Recorder):
+    """They travel as bytes, of which 1 + 1 is 2: neither false nor true."""
+    own = communicator(recorder)
+    array: Any = DeviceArray(1000, 8, np.bool_)
+    own.all_reduce([array], ReduceOp.SUM)
+    own.reduce_scatter(array, slices(8, 4), ReduceOp.SUM)
+    own.reduce_scatter(array, [slice(0, 8), *[slice(8, 8)] * 3], ReduceOp.SUM)
+    uint8, maximum = 1, 2
+    assert [call[1:] for call in recorder.calls if len(call) > 1] == [
+        (1000, 1000, 8, uint8, maximum, STREAM),
+        (1000, 1002, 2, uint8, maximum, STREAM),
+        (1000, 1000, 8, uint8, maximum, 0, STREAM),
     ]
+    recorder.calls.clear()
+    own.all_reduce([DeviceArray(1000, 8, np.uint8)], ReduceOp.SUM)  # type: ignore[list-item]
+    assert recorder.calls[1] == ("allReduce", 1000, 1000, 8, uint8, 0, STREAM)
 
 
 def test_a_dtype_that_nccl_has_not(recorder: Recorder):
     with pytest.raises(TypeError, match=r"NCCL has no complex64 arrays; it has int8, "):
         communicator(recorder).all_reduce([DeviceArray(0, 1, np.complex64)], ReduceOp.SUM)  # type: ignore[list-item]
+    # No group stays open: all later calls would wait for its end.
+    assert recorder.calls == [("groupStart",), ("groupEnd",)]
 
 
 @pytest.mark.cuda
@@ -181,7 +205,7 @@ def test_streams_and_events_are_cupys():
     """What the lane and the cases of verify ask of `cupy.cuda`."""
     import cupy
 
-    stream = "wait_event synchronize begin_capture end_capture __enter__ __exit__"
+    stream = "wait_event synchronize begin_capture end_capture is_capturing __enter__ __exit__"
     names = {"Stream": stream, "Event": "record done", "Graph": "launch", "Device": "synchronize"}
     for kind, wanted in names.items():
         missing = [name for name in wanted.split() if not hasattr(getattr(cupy.cuda, kind), name)]
@@ -192,14 +216,63 @@ def test_streams_and_events_are_cupys():
 # ---- the cases for a real GPU, with one that is not ----
 
 
-class OneRank(Recorder):
-    """NCCL among one rank: what is sent is received."""
+NUMBERS = {number: np.dtype(name) for name, number in nccl.TYPES.items() if name != "bool"}
+REDUCTIONS: dict[int, Any] = {0: np.add.reduce, 2: np.max, 3: np.min, 4: np.mean}
+
+
+def memory(address: int, count: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    whole = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
+    return np.frombuffer(whole, dtype)
+
+
+class Rank(Recorder):
+    """NCCL among some threads of this process, which meet `everyone` and wait at `barrier`."""
+
+    def __init__(self, rank: int, everyone: list[Any], barrier: threading.Barrier) -> None:
+        super().__init__()
+        self.rank, self.everyone, self.barrier = rank, everyone, barrier
 
     def perform(self, name: str, given: dict[str, int]) -> None:
-        if given:
-            source, target, count = list(given.values())[:3]
-            size = {0: 1, 1: 1, 6: 2, 9: 2, 2: 4, 3: 4, 7: 4, 4: 8, 5: 8, 8: 8}[given["datatype"]]
-            ctypes.memmove(target, source, count * size)
+        if not given:
+            return
+        (source, target, count), size = list(given.values())[:3], len(self.everyone)
+        dtype = NUMBERS[given["datatype"]]
+        sent = memory(source, count * (size if name == "reduceScatter" else 1), dtype).copy()
+        rows = self.exchanged(sent)
+        found = np.concatenate(rows) if name == "allGather" else rows[given.get("root", 0)]
+        if "op" in given:
+            wide = np.float32 if dtype.itemsize == 2 else dtype
+            found = REDUCTIONS[given["op"]](np.stack(rows).astype(wide), axis=0).astype(dtype)
+        if name == "reduceScatter":
+            found = found[self.rank * count :][:count]
+        if name != "reduce" or self.rank == given["root"]:
+            memory(target, len(found), dtype)[...] = found
+
+    def exchanged(self, sent: Any) -> list[Any]:
+        self.everyone[self.rank] = sent
+        self.barrier.wait()
+        rows = list(self.everyone)
+        self.barrier.wait()
+        return rows
+
+
+def on_ranks(size: int, kind: type[Rank] = Rank) -> tuple[list[Rank], list[dict[str, Any]]]:
+    """What becomes of the cases on each rank."""
+    everyone, barrier = [None] * size, threading.Barrier(size, timeout=60)
+    ranks = [kind(rank, everyone, barrier) for rank in range(size)]
+    found: list[dict[str, Any]] = [{} for _ in ranks]
+
+    def run(rank: int) -> None:
+        own = communicator(ranks[rank], rank, size)
+        for name, case in verify_nccl.cases(own, host_module(), lambda work: work):
+            found[rank][name] = case()[:2]
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return ranks, found
 
 
 class HostArray(np.ndarray):
@@ -215,30 +288,35 @@ def host_module() -> Any:
     return SimpleNamespace(cuda=Cuda(done=True), asarray=asarray, asnumpy=np.array, add=np.add)
 
 
-def test_the_cases_of_verify(recorder: Recorder):
-    one = OneRank()
-    states = {}
-    own = communicator(one, rank=0, size=1)
-    for name, run in verify_nccl.cases(own, host_module(), lambda work: work):
-        states[name] = run()[:2]
-    assert set(states.values()) == {("good", "the same bits")}
-    assert {call[0] for call in one.calls} == {*SIGNATURES, "groupStart", "groupEnd"} - {
-        "abort",
-        "destroy",
-    }
-    assert {"all_reduce (avg) of bfloat16, captured", "broadcast of bool"} <= states.keys()
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_cases_of_verify(size: int):
+    ranks, found = on_ranks(size)
+    every_call = {*SIGNATURES, "groupStart", "groupEnd"} - {"abort", "destroy"}
+    for rank, states in zip(ranks, found, strict=True):
+        assert {state for state, _ in states.values()} == {"good"}, states
+        assert {call[0] for call in rank.calls} == every_call
+        assert {
+            "all_reduce (avg) of bfloat16, captured",
+            "broadcast from 0 of bool",
+        } <= states.keys()
+        assert states["all_reduce (sum) of float16"] == ("good", "the same bits")
 
 
 def test_the_cases_of_verify_can_fail():
-    class Forgetful(OneRank):
-        def perform(self, name: str, given: dict[str, int]) -> None:
-            if given:
-                ctypes.memset(given.get("recvbuf", given.get("recvbuff", 0)), 0xFF, 1)
+    class Forgetful(Rank):
+        """The first of the numbers does not arrive."""
 
-    own = communicator(Forgetful(), rank=0, size=1)
-    cases = dict(verify_nccl.cases(own, host_module(), lambda work: work))
-    assert cases["broadcast of bool"]()[0] == "wrong"
-    assert cases["broadcast of int32, captured"]()[0] == "wrong"
+        def perform(self, name: str, given: dict[str, int]) -> None:
+            target = list(given.values())[1] if given else 0
+            held = ctypes.string_at(target, 1) if given else b""
+            super().perform(name, given)
+            if given and self.rank == 1:
+                ctypes.memmove(target, held, 1)
+
+    _, (first, second) = on_ranks(2, Forgetful)
+    assert {state for state, _ in first.values()} == {"good"}
+    for case in ("broadcast from 0 of int8", "all_reduce (max) of int64, captured"):
+        assert second[case][0] == "wrong"
 
 
 class Cuda:
@@ -251,6 +329,10 @@ class Cuda:
         class Stream:
             def __init__(self, name: str = "own", non_blocking: bool = False) -> None:
                 self.name = name
+                self.capturing = False
+
+            def is_capturing(self) -> bool:
+                return self.capturing
 
             def wait_event(self, event: Event) -> None:
                 cuda.calls.append(f"{self.name} waits for {event.after}")
@@ -294,7 +376,39 @@ def test_communication_waits_for_the_gradient_and_the_optimizer_for_communicatio
     assert cuda.calls[-1] == "own is empty"
 
 
+def test_what_is_captured_is_not_watched():
+    """It does not run, so that it would seem to take for ever, and its events must not be asked."""
+    cuda, names = Cuda(), []
+    watch: Any = SimpleNamespace(enter=lambda name, done: names.append(name))
+    lane = StreamLane(cuda, watch)
+    lane.launch("now", lambda: None)
+    cuda.main.capturing = True
+    lane.launch("captured", lambda: None)
+    assert names == ["now"]
+
+
+def test_memory_that_only_the_task_knows_is_kept_until_its_end():
+    """The pool would give it to the main stream's next array, while the lane's still reads it."""
+    lane, array = StreamLane(Cuda()), HostArray(3)
+    gone = weakref.ref(array)
+    work = lane.launch("broadcast of a copy", lambda array=array: None)
+    del array
+    assert gone() is not None
+    work.wait()
+    assert gone() is None
+
+
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backend, "nccl", lambda: SimpleNamespace(available=False))
     with pytest.raises(RuntimeError, match=r"CuPy finds no NCCL.*tinytensor-gpt\[cuda13\]"):
         nccl.library()
+
+
+def test_verify_without_a_gpu_is_refused_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(verify_nccl, "library", lambda: None)
+    monkeypatch.setattr(verify_nccl, "cuda_device_count", lambda: 0)
+    assert verify_nccl.main() == 2
+    expected = "verify_nccl: CuPy sees no GPU here, and NCCL computes on nothing else\n"
+    assert capsys.readouterr() == ("", expected)

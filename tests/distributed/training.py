@@ -23,6 +23,7 @@ import numpy as np
 import tinytensor as tt
 import tinytensor.distributed as dist
 from gpt.model import GPT, GPTConfig
+from tinytensor.distributed import watch
 
 VOCAB, BLOCK, BATCH = 31, 16, 2
 
@@ -34,13 +35,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batches", type=int, default=4, help="a step, over all ranks")
     parser.add_argument("--bucket-mb", type=float, default=0.02)
     parser.add_argument("--sharded", action="store_true", help="ZeRO stage 1")
+    parser.add_argument("--at-once", action="store_true", help="no gathering beside the forward")
+    parser.add_argument("--undivided", type=float, default=0.0)
+    parser.add_argument("--look", action="store_true", help="at the parameters between the steps")
     parser.add_argument("--clip", type=float, default=1.0)
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--no-bias", action="store_true")
     parser.add_argument("--save-every", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=60.0)
+    parser.add_argument("--last-words", type=float, default=watch.LAST_WORDS)
     parser.add_argument("--mishap", choices=["kill", "raise", "hang", "freeze", "leave"])
-    parser.add_argument("--where", choices=["backward", "reduction", "saving", "forward"])
+    parser.add_argument(
+        "--where", choices=["backward", "reduction", "saving", "forward", "gathering"]
+    )
     parser.add_argument("--victim", type=int, default=1)
     parser.add_argument("--at", type=int, default=-1, help="the step of the mishap, from 0")
     return parser.parse_args()
@@ -97,6 +104,7 @@ def load(folder: Path, model: Any, optimizer: Any) -> int:
 
 def main() -> None:
     options = arguments()
+    watch.LAST_WORDS = options.last_words
     place = dist.init_process_group(timeout=options.timeout)
     tt.set_num_threads(1)
     tt.manual_seed(1)
@@ -115,7 +123,12 @@ def main() -> None:
     parallel = dist.DistributedDataParallel(model, bucket_cap_mb=options.bucket_mb, average=False)
     if options.sharded:
         optimizer: Any = dist.ZeroRedundancyOptimizer(
-            model.parameters(), tt.optim.AdamW, model=parallel, lr=options.lr
+            model.parameters(),
+            tt.optim.AdamW,
+            model=parallel,
+            overlap=not options.at_once,
+            undivided=options.undivided,
+            lr=options.lr,
         )
     else:
         optimizer = tt.optim.AdamW(model.parameters(), lr=options.lr)
@@ -140,7 +153,11 @@ def main() -> None:
             optimizer.clip_grad_norm_(options.clip)
         elif options.clip:
             tt.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        if options.where == "gathering":
+            plant_in_gathering(options, step)
         optimizer.step()
+        if options.look:
+            look(step, model)
         if options.save_every and (step + 1) % options.save_every == 0:
             save(options.out, step, model, optimizer, options)
     if place.rank == 0:
@@ -163,6 +180,32 @@ def plant(options: argparse.Namespace, step: int, model: Any) -> None:
             return inside(*args)
 
         communicator._combined = interrupted
+
+
+def plant_in_gathering(options: argparse.Namespace, step: int) -> None:
+    """A mishap when one bucket of the parameters has been gathered, and the next has not."""
+    if (options.victim, options.at) != (dist.get_rank(), step):
+        return
+    communicator = dist.group.current().cpu
+    inside, calls = communicator.all_gather, []
+
+    def interrupted(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            mishap(options, step, "gathering")
+        inside(*args)
+
+    communicator.all_gather = interrupted
+
+
+def look(step: int, model: Any) -> None:
+    """Each rank reads other parameters, in another order, and writes what is there already."""
+    parameters = list(model.parameters())
+    chosen = np.random.default_rng((step, dist.get_rank())).permutation(len(parameters))[:5]
+    before = {index: parameters[index].array.copy() for index in chosen}
+    model.load_state_dict(model.state_dict())
+    for index, array in before.items():
+        assert np.array_equal(parameters[index].array, array), "a stale parameter was read"
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_a_step_that_diverges_is_explained_from_any_device(config):
     assert "the training has diverged; looked at on the CPU, the first nan was made by" in said[1]
     # What overflows first at such sizes may differ; what is found on the CPU does not.
     makers = [re.search(r"the first nan was made by (.*?): ", words).group(1) for words in said]
-    assert makers[0] == makers[1] == "layer_norm (backward) in transformer.ln_f"
+    assert makers[0] == makers[1] == "add_layer_norm (backward) in transformer.ln_f"
     assert RunFolder(Path("runs") / SIM).checkpoint().name == "checkpoint-000001"
 
 
@@ -310,24 +310,24 @@ def fake_cupy(free, pooled=0):
 
 def test_the_plan_compares_with_the_gpu_s_memory(config, monkeypatch):
     where = tt.device("cuda")
-    monkeypatch.setattr(tt.cuda, "cupy", lambda: fake_cupy(free=1 << 20, pooled=1 << 10))
+    monkeypatch.setattr("tinytensor.cuda.memory.gpu", lambda: fake_cupy(free=1 << 20, pooled=1 << 10))
     planned = plan.plan_for(config, 50, where)
     assert planned.available == (1 << 20) + (1 << 10)
     large = dataclasses.replace(config, n_embd=256)
     with pytest.raises(UserError, match=r"needs about .* but the GPU has 1 MB free"):
         plan.plan_for(large, 50, where).check()
-    monkeypatch.setattr(tt.cuda, "cupy", lambda: fake_cupy(free=80 << 30))
+    monkeypatch.setattr("tinytensor.cuda.memory.gpu", lambda: fake_cupy(free=80 << 30))
     plan.plan_for(large, 50, where).check()
 
 
 def test_a_cupy_that_cannot_say_what_is_free_stops_nothing(config, monkeypatch):
-    monkeypatch.setattr(tt.cuda, "cupy", lambda: types.SimpleNamespace(cuda=None))
+    monkeypatch.setattr("tinytensor.cuda.memory.gpu", lambda: types.SimpleNamespace(cuda=None))
     assert plan.plan_for(config, 50, tt.device("cuda")).available is None
 
     def missing():
         raise RuntimeError("no CuPy")
 
-    monkeypatch.setattr(tt.cuda, "cupy", missing)
+    monkeypatch.setattr("tinytensor.cuda.memory.gpu", missing)
     plan.plan_for(config, 50, tt.device("cuda")).check()
 
 

@@ -81,6 +81,23 @@ def test_layer_norm_has_mean_zero_and_variance_one_over_its_axes():
         nn.LayerNorm(4)(x)
 
 
+def test_add_layer_norm_is_a_sum_and_its_layer_norm():
+    x, residual = tt.randn(2, 3, 6), tt.randn(2, 3, 6)
+    layer, norm = nn.AddLayerNorm(6, eps=0.1), nn.LayerNorm(6, eps=0.1)
+    nn.init.normal_(layer.weight)
+    norm.load_state_dict(layer.state_dict())
+    total, y = layer(x, residual)
+    assert tt.equal(total, x + residual)
+    assert tt.equal(y, norm(x + residual))
+    begun, y = layer(x)
+    assert begun is x
+    assert tt.equal(y, norm(x))
+    assert nn.AddLayerNorm(6, bias=False).bias is None
+    with pytest.raises(TypeError, match=r"AddLayerNorm: normalized_shape must be an integer"):
+        nn.AddLayerNorm((3, 6))
+    assert str(layer) == "AddLayerNorm((6,), eps=0.1, elementwise_affine=True)"
+
+
 def test_dropout_drops_its_share_in_training_and_nothing_otherwise():
     tt.manual_seed(1)
     layer = nn.Dropout(0.25)

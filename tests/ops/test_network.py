@@ -87,6 +87,14 @@ CASES = {
         lambda x, w, b: ops.layer_norm(x, w, b, 2),
         (real(2, 3, 4), real(3, 4), real(3, 4, seed=1)),
     ),
+    "add_layer_norm": (
+        lambda *inputs: ops.stack(ops.add_layer_norm(*inputs)),
+        (real(3, 4), real(3, 4, seed=2), real(4), real(4, seed=1)),
+    ),
+    "add_layer_norm, its norm alone, of a row to many": (
+        lambda x, r: ops.add_layer_norm(x, r, None, None, eps=0.1)[1],
+        (real(4), real(2, 3, 4)),
+    ),
     "embedding": (lambda w: ops.embedding(w, IDS.reshape(2, 3)), (real(5, 3),)),
     "embedding of one id": (lambda w: ops.embedding(w, IDS[1]), (real(5, 3),)),
     "dropout": (lambda x: ops.dropout(x, 0.4, DRAW), (real(5, 7),)),
@@ -417,6 +425,16 @@ X, W = tt.zeros(2, 5), tt.zeros(4, 5)
             r"the weight is \(2,\) but the last axes of the input \(2, 5\) are \(5,\)",
         ),
         (lambda: ops.layer_norm(X, None, None, 3), ValueError, "cannot normalize 3 axes"),
+        (
+            lambda: ops.add_layer_norm(X, X, tt.ones(2), None),
+            ValueError,
+            r"the weight is \(2,\) but the last axes of the input \(2, 5\) are \(5,\)",
+        ),
+        (
+            lambda: ops.add_layer_norm(X, tt.ones(2, 4), None, None),
+            ValueError,
+            r"add_layer_norm: shapes \(2, 5\) and \(2, 4\) do not broadcast together",
+        ),
         (
             lambda: ops.scaled_dot_product_attention(X, tt.zeros(3, 4), tt.zeros(3, 4), None),
             ValueError,

@@ -233,6 +233,19 @@ def test_layer_norm(shape, data):
     same(call, x, w, b, dtypes=(np.float64,))
 
 
+@pytest.mark.parametrize("used", [slice(None), slice(1), slice(1, 2)], ids=["both", "sum", "norm"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_add_layer_norm_is_pytorch_s_sum_and_norm(used, affine):
+    def call(L, x, residual, w, b):
+        w, b = (w, b) if affine else (None, None)
+        if L is tt:
+            return L.nn.functional.add_layer_norm(x, residual, w, b)[used]
+        total = x + residual
+        return (total, L.nn.functional.layer_norm(total, (6,), w, b))[used]
+
+    same(call, distinct(2, 3, 6), distinct(2, 3, 6), real(6), real(6))
+
+
 @settings(max_examples=40)
 @given(
     st.sampled_from([(), (3,), (2, 3), (2, 0), (2, 1, 3)]),

@@ -7,12 +7,14 @@ their gradients are then written side by side into one.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..autograd import Shape
 from ..backend import Array, DType
+from ..ops import shaping
 from ..ops.indexing import getitem, plain_index
 from .pieces import LONG
 from .pool import empty
@@ -136,3 +138,19 @@ def fast_getitem(x: Array, index: Any = ()) -> Any:
         return NotImplemented
     shape = x.shape
     return y, lambda dy: PartGradient(index, dy, shape)
+
+
+@shaping.split.register(np.ndarray)
+def fast_split(x: Array, indices: Sequence[int] = (), axis: int = 0) -> Any:
+    """Views, whose gradients are written side by side."""
+    pieces, _ = shaping.split.reference(x, indices, axis)
+    axis, shape = axis % x.ndim, x.shape
+    spans = list(itertools.pairwise((0, *indices, shape[axis])))
+
+    def vjp(*dys: Array) -> SideBySide:
+        given = [(dy, span) for dy, span in zip(dys, spans, strict=True) if dy is not None]
+        before = (slice(None),) * axis
+        parts = [PartGradient((*before, slice(*span)), dy, shape) for dy, span in given]
+        return SideBySide(parts, axis, [span for _, span in given])
+
+    return pieces, vjp

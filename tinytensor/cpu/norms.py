@@ -13,7 +13,7 @@ import numpy as np
 
 from ..autograd import Shape, state
 from ..backend import Array, DType
-from ..ops.network import layer_norm
+from ..ops.network import add_layer_norm, layer_norm
 from .linear import FLOATS, column_sums
 from .one_row import layer_norm_row
 from .pieces import in_pieces
@@ -28,26 +28,69 @@ LARGE = 1 << 19
 
 @layer_norm.register(np.ndarray)
 def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: float = 1e-5) -> Any:
-    """y = n · weight + bias with n = (x - mean) · rstd; n and rstd are kept, a large y is not.
-
-    dx = rstd · (dy · weight - Σ dy · share - n · Σ dy · n · share) with share = weight / C;
-    dweight = Σ dy · n over the rows, dbias = Σ dy.
-    """
-    dtype = x.dtype
-    if (
-        ndim != 1
-        or x.ndim < 1
-        or dtype not in FLOATS
-        or not 0 < x.shape[-1] <= WIDEST
-        or x.size == 0
-        or not _fits(weight, x)
-        or not _fits(bias, x)
-    ):
+    """y = n · weight + bias with n = (x - mean) · rstd; n and rstd are kept, a large y is not."""
+    if ndim != 1 or not _takes(x, weight, bias):
         return NotImplemented
     shape, channels = x.shape, x.shape[-1]
     if x.size == channels and not state.recording:
         return layer_norm_row(x, weight, bias, eps), None
-    rows = x.reshape(-1, channels)
+    n, rstd, y = _normalized(x.reshape(-1, channels), None, None, weight, bias, eps)
+
+    def vjp(dy: Array) -> tuple[Array, Array, Array]:
+        return _gradients(dy.reshape(-1, channels), None, n, rstd, weight, bias, shape)
+
+    return _remembered(y.reshape(shape), n, weight, bias), vjp
+
+
+@add_layer_norm.register(np.ndarray)
+def fast_add_layer_norm(
+    x: Array, residual: Array, weight: Array, bias: Array, eps: float = 1e-5
+) -> Any:
+    """The sum is normalised piece by piece while it is in cache, and so are gradients added."""
+    if (
+        type(residual) is not np.ndarray
+        or residual.shape != x.shape
+        or residual.dtype != x.dtype
+        or not _takes(x, weight, bias)
+    ):
+        return NotImplemented
+    shape, channels = x.shape, x.shape[-1]
+    if x.size == channels and not state.recording:
+        total = x + residual
+        return (total, layer_norm_row(total, weight, bias, eps)), None
+    total = empty((x.size // channels, channels), x.dtype)
+    n, rstd, y = _normalized(
+        x.reshape(total.shape), residual.reshape(total.shape), total, weight, bias, eps
+    )
+
+    def vjp(dsum: Array, dnormed: Array) -> tuple[Array, ...]:
+        if dnormed is None:
+            return dsum, dsum, None, None
+        dsum = None if dsum is None else dsum.reshape(-1, channels)
+        dnormed = dnormed.reshape(-1, channels)
+        dx, dweight, dbias = _gradients(dnormed, dsum, n, rstd, weight, bias, shape)
+        return dx, dx, dweight, dbias
+
+    return (total.reshape(shape), _remembered(y.reshape(shape), n, weight, bias)), vjp
+
+
+def _takes(x: Array, weight: Array, bias: Array) -> bool:
+    """Whether these are of a dtype and a shape for the functions below."""
+    return (
+        x.ndim > 0
+        and x.dtype in FLOATS
+        and 0 < x.shape[-1] <= WIDEST
+        and x.size > 0
+        and _fits(weight, x)
+        and _fits(bias, x)
+    )
+
+
+def _normalized(
+    rows: Array, residual: Array, total: Array, weight: Array, bias: Array, eps: float
+) -> tuple[Array, Array, Array]:
+    """(n, rstd, y) of rows (N, C); or of rows + `residual`, which is written to `total`."""
+    channels, dtype = rows.shape[1], rows.dtype
     mean_of = _shares(channels, dtype)  # row @ mean_of is the row's mean
     n = empty(rows.shape, dtype)
     rstd = np.empty(len(rows), dtype)
@@ -58,6 +101,8 @@ def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: fl
     def forward(start: int, stop: int) -> None:
         part = slice(start, stop)
         source, piece, r = rows[part], n[part], rstd[part]
+        if residual is not None:
+            source = np.add(source, residual[part], out=total[part])
         np.subtract(source, (source @ mean_of)[:, None], out=piece)
         np.vecdot(piece, piece, out=r)
         np.multiply(r, share, out=r)
@@ -70,14 +115,16 @@ def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: fl
 
     with single_threaded_blas:
         in_pieces(len(rows), channels, forward)
+    return n, rstd, y
 
-    def vjp(dy: Array) -> tuple[Array, Array, Array]:
-        return _gradients(dy.reshape(-1, channels), n, rstd, weight, bias, shape)
 
-    y = y.reshape(shape)
+def _remembered(y: Array, n: Array, weight: Array, bias: Array) -> Array:
+    """y; a large one with a recipe, so that nobody needs to keep it."""
+    scaled = weight is not None or bias is not None
     if scaled and y.size >= LARGE and state.recording:
+        shape = y.shape
         leave_recipe(y, lambda: _output(n, weight, bias).reshape(shape))
-    return y, vjp
+    return y
 
 
 def _output(n: Array, weight: Array, bias: Array) -> Array:
@@ -99,9 +146,14 @@ def _scale_and_shift(n: Array, weight: Array, bias: Array, y: Array) -> None:
 
 
 def _gradients(
-    dy: Array, n: Array, rstd: Array, weight: Array, bias: Array, shape: Shape
+    dy: Array, past: Array, n: Array, rstd: Array, weight: Array, bias: Array, shape: Shape
 ) -> tuple[Array, Array, Array]:
-    """dx in the given shape, dweight, dbias; for dy and n of (rows, C)."""
+    """dx in the given shape, dweight, dbias; for dy and n of (rows, C).
+
+    dx = rstd · (dy · weight - Σ dy · share - n · Σ dy · n · share) with share = weight / C, plus
+    the gradient `past` (rows, C) that goes by the norm, or None; dweight = Σ dy · n over the rows,
+    dbias = Σ dy.
+    """
     count, channels = n.shape
     dtype = n.dtype
     dx = empty(n.shape, dtype)
@@ -126,6 +178,8 @@ def _gradients(
             np.subtract(out, product, out=out)
         np.subtract(out, (given @ share)[:, None], out=out)
         np.multiply(out, rstd[part, None], out=out)
+        if past is not None:
+            np.add(past[part], out, out=out)
 
     with single_threaded_blas:
         in_pieces(count, channels, backward)

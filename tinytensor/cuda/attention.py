@@ -53,7 +53,8 @@ VARIANTS: dict[str, tuple[Defines, ...]] = {
 class Attention(NamedTuple):
     """What a call of attention is about, beside its arrays.
 
-    `tensor_cores`: None chooses by dtype and device. `seed` orders the simulator.
+    `tensor_cores`: None chooses by dtype and device; a scale that is not positive takes the plain
+    kernels in any case. `seed` orders the simulator.
     """
 
     is_causal: bool = False
@@ -199,7 +200,8 @@ class _Call:
         self.name = _name(q)
         device = limits(self.xp)
         wanted = how.tensor_cores is None or how.tensor_cores
-        self.mma = wanted and q.dtype == bfloat16 and device.tensor_cores
+        scale = 1.0 if how.scale is None else how.scale
+        self.mma = wanted and q.dtype == bfloat16 and device.tensor_cores and scale > 0
         self.head = -(-self.D // 16) * 16
 
     def launch(
@@ -222,6 +224,8 @@ class _Call:
             tile, threads = (128 if head <= 64 and not self.dropped else 64), 128
             held, step = (1, 64 if head <= 64 else 32) if len(inputs) == 3 else (2, 32)
             shared_bytes = (held * tile + 4 * step) * (head // 8 + 1) * 16
+            if name == "attention_dkdv":
+                shared_bytes += 4 * step * 4  # log-sum-exps and deltas of two tiles of queries
             aligned = self.D % 8 == 0 and all(map(is_aligned, inputs, steps))
             defines = (*defines, ("ALIGNED", int(aligned)))
         else:

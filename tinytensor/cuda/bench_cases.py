@@ -16,9 +16,9 @@ import numpy as np
 from ..backend import Array, DType, bfloat16
 from ..random import Draw
 from . import attention, elementwise, entropy, matmul, network, optimizer, sampling
-from .bench_lab import FLOAT32, LEARNING, Bench, Peers, Timing, against
+from .bench_lab import FLOAT32, LEARNING, Bench, Peers, Timing, Work, against
 from .bench_training import losses_group, training_group
-from .tiles import TURNS, WIDE, limits
+from .tiles import TURNS, WIDE
 
 # --- matmul --------------------------------------------------------------------------------------
 
@@ -33,23 +33,33 @@ def matmul_group(bench: Bench) -> None:
     ]  # fmt: skip
     for m in rows:
         for n, k in pairs:
-            bench.case(f"{m}×{n}×{k} x Wᵀ", lambda m=m, n=n, k=k: _matmul(bench, m, n, k, "nt"))  # type: ignore[misc]
+            bench.case(
+                f"{m}×{n}×{k} x Wᵀ",
+                lambda m=m, n=n, k=k: _matmul(bench, m, n, k, "nt"),  # type: ignore[misc]
+                _product(m, n, k, "nt"),
+            )
     m, n, k = (64, 48, 32) if bench.tiny else (16_384, 3072, 768)
-    bench.case(f"{m}×{k}×{n} dy W", lambda: _matmul(bench, m, k, n, "nn"))
-    bench.case(f"{n}×{k}×{m} dyᵀ x", lambda: _matmul(bench, n, k, m, "tn"))
-    hopper = limits(bench.xp).hopper
+    bench.case(f"{m}×{k}×{n} dy W", lambda: _matmul(bench, m, k, n, "nn"), _product(m, n, k, "nn"))
+    bench.case(f"{n}×{k}×{m} dyᵀ x", lambda: _matmul(bench, n, k, m, "tn"), _product(m, n, k, "tn"))
     for n, k in pairs:
         bench.case(
             f"{m}×{n}×{k} x Wᵀ by matmul_mma",
             lambda n=n, k=k: _matmul(bench, m, n, k, "nt", kernel="matmul_mma"),  # type: ignore[misc]
+            _product(m, n, k, "matmul_mma nt"),
         )
-        for tile in (WIDE, TURNS) if hopper else ():
+        for tile in (WIDE, TURNS) if bench.hopper else ():
             bench.case(
                 f"{m}×{n}×{k} x Wᵀ by matmul_wgmma, 128 × {tile.n}",
                 lambda n=n, k=k, tile=tile: _matmul(  # type: ignore[misc]
                     bench, m, n, k, "nt", kernel="matmul_wgmma", tile=tile, parts=1
                 ),
+                _product(m, n, k, f"128 × {tile.n} nt"),
             )
+
+
+def _product(m: int, n: int, k: int, kernel: str) -> Work:
+    moved = 2.0 * (m * n + m * k + n * k)
+    return Work(moved, 2.0 * m * n * k, peers=2, kernels=((kernel, 1),))
 
 
 def _matmul(bench: Bench, m: int, n: int, k: int, form: str, **how: Any) -> dict[str, Any]:
@@ -74,7 +84,7 @@ def _matmul(bench: Bench, m: int, n: int, k: int, form: str, **how: Any) -> dict
     if bench.torch is not None:
         peers.time("cuBLAS by PyTorch", theirs)
     rate = 2e-9 * m * n * k / ours.median
-    slow = how.get("kernel") == "matmul_mma" or not limits(bench.xp).hopper
+    slow = how.get("kernel") == "matmul_mma" or not bench.hopper
     target = 0.6 if slow else 0.9
     return against(ours, peers, target, teraflops=rate)  # type: ignore[no-any-return]
 
@@ -87,7 +97,14 @@ def attention_group(bench: Bench) -> None:
     sizes = (1, 2, 20, 16) if bench.tiny else (16, 12, 1024, 64)
     for backward in (False, True):
         name = f"{sizes} {'forward + backward' if backward else 'forward'}"
-        bench.case(name, lambda b=backward: _attention(bench, sizes, b))  # type: ignore[misc]
+        kernels = (("forward", 1), ("backward", 3)) if backward else (("forward", 1),)
+        work = Work(flops=_flops(sizes, backward), kernels=kernels)
+        bench.case(name, lambda b=backward: _attention(bench, sizes, b), work)  # type: ignore[misc]
+
+
+def _flops(sizes: tuple[int, ...], backward: bool) -> float:
+    B, H, T, D = sizes
+    return B * H * T * T * D * 2 * (3.5 if backward else 1)
 
 
 def _attention(bench: Bench, sizes: tuple[int, ...], backward: bool) -> dict[str, Any]:
@@ -118,11 +135,15 @@ def _attention(bench: Bench, sizes: tuple[int, ...], backward: bool) -> dict[str
 
         return bench.time(other)
 
-    ours, peers = bench.time(run), Peers()
+    ours, peers, held = bench.time(run), Peers(), bench.memory(run)
     if bench.torch is not None:
         peers.time("flash attention", theirs)
-    flops = B * H * T * T * D * 2 * (3.5 if backward else 1)
-    return against(ours, peers, 0.8, teraflops=flops / ours.median / 1e9)  # type: ignore[no-any-return]
+    rate, weights = _flops(sizes, backward) / ours.median / 1e9, 2.0 * B * H * T * T
+    numbers = against(ours, peers, 0.8, teraflops=rate)
+    if held is not None:
+        numbers |= {"held": held, "weights": weights}
+        numbers["text"] += f"; holds {held / 1e6:.0f} MB, of T × T would be {weights / 1e6:.0f}"
+    return numbers  # type: ignore[no-any-return]
 
 
 # --- rows, and the optimizer: what moves bytes ---------------------------------------------------
@@ -143,7 +164,7 @@ def moved(
 
 def rows_group(bench: Bench) -> None:
     """Softmax, layer norm and cross-entropy, forward and backward; dropout, and tokens drawn."""
-    bench.case("copy", lambda: _copy(bench))
+    bench.case("copy", lambda: _copy(bench), Work(2.0**31, peers=0))
     for dtype in (bfloat16, FLOAT32):
         label = "bfloat16" if dtype == bfloat16 else "float32"
         for rows, width in [(6, 40)] if bench.tiny else [(196_608, 1024), (16_384, 50_304)]:
@@ -151,25 +172,47 @@ def rows_group(bench: Bench) -> None:
                 bench.case(
                     f"softmax{' backward' if back else ''} {label} {rows}×{width}",
                     lambda r=rows, w=width, d=dtype, b=back: _softmax(bench, r, w, d, b),  # type: ignore[misc]
+                    _passes(3 if back else 2, rows, width, dtype),
                 )
         rows, width = (6, 40) if bench.tiny else (65_536, 768)
         for back in (False, True):
             bench.case(
                 f"layer norm{' backward' if back else ''} {label} {rows}×{width}",
                 lambda r=rows, w=width, d=dtype, b=back: _layer_norm(bench, r, w, d, b),  # type: ignore[misc]
+                _passes(3 if back else 2, rows, width, dtype),
             )
+            if dtype == bfloat16:
+                bench.case(
+                    f"layer norm of a sum{' backward' if back else ''}, {label} in a float32 "
+                    f"stream {rows}×{width}",
+                    lambda r=rows, w=width, b=back: _add_layer_norm(bench, r, w, b),  # type: ignore[misc]
+                    _passes(4 if back else 3, rows, width, FLOAT32),
+                )
         rows, width = (6, 40) if bench.tiny else (16_384, 50_304)
         for back in (False, True):
             bench.case(
                 f"cross-entropy{' gradient' if back else ''} {label} {rows}×{width}",
                 lambda r=rows, w=width, d=dtype, b=back: _cross_entropy(bench, r, w, d, b),  # type: ignore[misc]
+                _passes(2 if back else 1, rows, width, dtype),
             )
     rows, width = (6, 40) if bench.tiny else (65_536, 768)
-    bench.case(f"dropout bfloat16 {rows}×{width}", lambda: _dropout(bench, rows, width))
+    bench.case(
+        f"dropout bfloat16 {rows}×{width}",
+        lambda: _dropout(bench, rows, width),
+        _passes(2, rows, width, bfloat16),
+    )
     rows, width, top_k = (6, 40, 5) if bench.tiny else (64, 50_257, 50)
     bench.case(
-        f"tokens of the top {top_k} {rows}×{width}", lambda: _tokens(bench, rows, width, top_k)
+        f"tokens of the top {top_k} {rows}×{width}",
+        lambda: _tokens(bench, rows, width, top_k),
+        _passes(1, rows, width, FLOAT32)._replace(graphs=0),
     )
+
+
+def _passes(number: int, rows: int, width: int, dtype: DType) -> Work:
+    """A case that reads and writes its array so often, beside a function that PyTorch compiles."""
+    size = float(number * rows * width * dtype.itemsize)
+    return Work(size, graphs=1, kernels=((f"{number} {width} {dtype}", 1),))
 
 
 def _copy(bench: Bench) -> dict[str, Any]:
@@ -220,6 +263,29 @@ def _layer_norm(bench: Bench, rows: int, width: int, dtype: DType, back: bool) -
 
         peers.time("PyTorch", lambda: _torch(bench, norm, [x, weight, bias], dy))
     return moved(bench, ours, peers, x.nbytes * (3 if back else 2))  # type: ignore[no-any-return]
+
+
+def _add_layer_norm(bench: Bench, rows: int, width: int, back: bool) -> dict[str, Any]:
+    """What stands between two layers under autocast: it reads and writes each array once."""
+    x, dy = (bench.array(rows, width, dtype=bfloat16) for _ in range(2))
+    residual, dsum = (bench.array(rows, width, dtype=FLOAT32) for _ in range(2))
+    weight, bias = (bench.array(width, dtype=FLOAT32) for _ in range(2))
+    peers = Peers()
+    if back:
+        saved = network.layer_norm(x, weight, bias, residual=residual)
+        ours = bench.time(lambda: network.layer_norm_backward(dy, saved, weight, dtotal=dsum))
+    else:
+        ours = bench.time(lambda: network.layer_norm(x, weight, bias, residual=residual))
+    if bench.torch is not None and not back:
+        F = bench.torch.nn.functional
+
+        def norm(z: Any, r: Any, w: Any, b: Any) -> Any:
+            total = z + r
+            return total, F.layer_norm(total, (width,), w, b).to(z.dtype)
+
+        peers.time("PyTorch", lambda: _torch(bench, norm, [x, residual, weight, bias]))
+    size = x.nbytes * 2 + residual.nbytes * (3 if back else 2)
+    return moved(bench, ours, peers, size)  # type: ignore[no-any-return]
 
 
 def _cross_entropy(bench: Bench, rows: int, V: int, dtype: DType, back: bool) -> dict[str, Any]:
@@ -279,15 +345,16 @@ def _tokens(bench: Bench, rows: int, V: int, top_k: int) -> dict[str, Any]:
 def optimizer_group(bench: Bench) -> None:
     """AdamW over GPT-2's 124M parameters in one flat buffer, the joint norm, clipping."""
     count = 3000 if bench.tiny else 124_475_904
-    bench.case(f"AdamW float32 {count:,}", lambda: _adamw(bench, count))
-    bench.case(f"norm float32 {count:,}", lambda: _norm(bench, count))
+    bench.case(f"AdamW float32 {count:,}", lambda: _adamw(bench, count), Work(28.0 * count))
+    work = Work(4.0 * count, peers=0, kernels=(("norm", 2),))
+    bench.case(f"norm float32 {count:,}", lambda: _norm(bench, count), work)
 
 
 def _adamw(bench: Bench, count: int) -> dict[str, Any]:
     value, gradient, m = (bench.array(count, dtype=FLOAT32, scale=0.02) for _ in range(3))
     v = m * m
     options: dict[str, Any] = {"step": 10, "weight_decay": 0.1, **LEARNING}
-    factors = optimizer.factors_for(value, options)
+    factors = optimizer.factors_for(value, optimizer.adamw_factors, options)
     ours, peers = bench.time(lambda: optimizer.adamw(value, gradient, m, v, factors)), Peers()
 
     def theirs() -> Timing:

@@ -21,6 +21,8 @@ from ..random import Draw
 from . import elementwise
 from .device import sim
 from .groups import FAILED, GOOD, LOST, Journal
+from .memory import max_memory_allocated, memory_allocated, reset_peak_memory_stats
+from .tiles import limits
 
 FLOAT32: DType = np.dtype(np.float32)
 FLUSH_BYTES = 1 << 30  # several times any L2; takes about as long as Python asking for a kernel
@@ -37,11 +39,32 @@ class Timing(NamedTuple):
     asking: float
 
 
-class Bench:
-    """Where a group works: the device, the clock, PyTorch if there is one."""
+class Work(NamedTuple):
+    """What one run of a case asks of the GPU, for the plan (`bench_plan.py`): bytes moved, floating
+    point operations, how many peers run it, how many functions PyTorch compiles; and how often it
+    is run. `kernels`: the variants of ours that are compiled for it, by a name, and how many.
+    """
 
-    def __init__(self, journal: Journal, where: str, tiny: bool) -> None:
-        self.journal, self.where, self.tiny = journal, where, tiny
+    bytes: float = 0.0
+    flops: float = 0.0
+    peers: int = 1
+    graphs: int = 0
+    runs: int = 33  # of ours, and of each peer
+    kernels: tuple[tuple[str, int], ...] = ()
+
+
+class Bench:
+    """Where a group works: the device, the clock, PyTorch if there is one.
+
+    `share` (i, n): a rehearsal of the i-th of n parts of the cases. Each is run once, which
+    compiles it, and nothing is timed.
+    """
+
+    def __init__(
+        self, journal: Journal, where: str, tiny: bool, share: tuple[int, int] | None = None
+    ) -> None:
+        self.journal, self.where, self.tiny, self.share = journal, where, tiny, share
+        self.number = 0
         self.xp: Any = sim if where == "cuda-sim" else cupy()
         self.rng = np.random.default_rng(0)
         self.draws = 0
@@ -70,6 +93,10 @@ class Bench:
             took = 1e3 * (time.perf_counter() - start)
             return Timing(took, took, took, took)
         cuda = self.xp.cuda
+        if self.share is not None:
+            run()
+            cuda.runtime.deviceSynchronize()
+            return Timing(1.0, 1.0, 1.0, 1.0)
         repeats = self._warmed(run, repeats, warm)
         pairs, asking = [], []
         for number in range(repeats):
@@ -124,8 +151,16 @@ class Bench:
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function if self.tiny else self.torch.compile(function, dynamic=False)
 
-    def case(self, name: str, run: Callable[[], dict[str, Any]]) -> None:
+    @property
+    def hopper(self) -> bool:
+        """Whether there is wgmma to time."""
+        return limits(self.xp).hopper
+
+    def case(self, name: str, run: Callable[[], dict[str, Any]], work: Work) -> None:
         """`run` answers the numbers; 'text' is what the table says."""
+        self.number += 1
+        if self.share is not None and self.number % self.share[1] != self.share[0]:
+            return
 
         def told() -> tuple[str, str, dict[str, Any]]:
             numbers = run()
@@ -146,6 +181,17 @@ class Bench:
             self.xp.get_default_memory_pool().free_all_blocks()
             if self.torch is not None:
                 self.torch.cuda.empty_cache()
+
+    def memory(self, run: Callable[[], Any]) -> float | None:
+        """The most bytes that `run` holds at one time beside what there was; None in the
+        simulator.
+        """
+        if self.where == "cuda-sim":
+            return None
+        before = memory_allocated()
+        reset_peak_memory_stats()
+        run()
+        return float(max_memory_allocated() - before)
 
     def bandwidth(self) -> float:
         """Bytes a second of a large copy, read and written."""

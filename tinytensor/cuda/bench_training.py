@@ -13,11 +13,15 @@ import numpy as np
 
 from ..tensor import as_tensor
 from . import layers
-from .bench_lab import LEARNING, Bench, Timing
+from .bench_lab import LEARNING, Bench, Timing, Work
 from .graph import graph
 from .small_gpt import GPT2, TINY, Sizes, model_class, parameter_groups
 
 assert layers  # imported to register its kernels
+
+# For the plan: how much slower float32 is without tensor cores, and the variants of a step.
+FLOAT32_SLOWER = 12.0
+BFLOAT16, FLOAT32 = (("step, bfloat16", 40),), (("step, float32", 20),)
 
 
 def batches(sizes: Sizes, B: int, count: int, seed: int = 3) -> list[np.ndarray[Any, Any]]:
@@ -89,11 +93,20 @@ def training_group(bench: Bench) -> None:
     """Tokens a second of a whole step, by micro-batch: plain, captured, and PyTorch compiled."""
     sizes = TINY if bench.tiny else GPT2
     for B in (2,) if bench.tiny else (16, 32, 64):
-        bench.case(f"micro-batch {B}", lambda B=B: _training(bench, sizes, B))  # type: ignore[misc]
+        work = Work(flops=B * sizes.T * _flops(sizes), peers=2, graphs=8, runs=15, kernels=BFLOAT16)
+        bench.case(f"micro-batch {B}", lambda B=B: _training(bench, sizes, B), work)  # type: ignore[misc]
+
+
+def _flops(sizes: Sizes) -> float:
+    """Of a token in a training step: 6 for each weight of a matrix, and attention's."""
+    matrices = sizes.V * sizes.C + 12 * sizes.layers * sizes.C**2
+    return 6.0 * matrices + 6.0 * sizes.layers * sizes.T * sizes.C
 
 
 def _training(bench: Bench, sizes: Sizes, B: int) -> dict[str, Any]:
     steps, warm = (2, 2) if bench.tiny else (10, 5)  # a third call captures
+    if bench.share is not None:
+        steps, warm = 1, 1
     data = batches(sizes, B, 4)
     tokens = B * sizes.T
     rates: dict[str, float] = {}
@@ -156,11 +169,13 @@ def _steps(
 def losses_group(bench: Bench) -> None:
     """100 steps in bfloat16 and in float32 on the same data."""
     sizes = TINY if bench.tiny else GPT2
-    bench.case("bfloat16 beside float32", lambda: _losses(bench, sizes))
+    flops = 4 * sizes.T * _flops(sizes) * FLOAT32_SLOWER
+    work = Work(flops=flops, peers=0, runs=100, kernels=(*BFLOAT16, *FLOAT32))
+    bench.case("bfloat16 beside float32", lambda: _losses(bench, sizes), work)
 
 
 def _losses(bench: Bench, sizes: Sizes) -> dict[str, Any]:
-    steps, B = (3, 2) if bench.tiny else (100, 4)
+    steps, B = (3, 2) if bench.tiny else (100 if bench.share is None else 1, 4)
     data = batches(sizes, B, 8)
     found = []
     for autocast in (True, False):
@@ -177,5 +192,5 @@ def _losses(bench: Bench, sizes: Sizes) -> dict[str, Any]:
     )
     good = all(map(math.isfinite, apart)) and max(apart) <= 0.01
     ratio = min(1.0, 0.01 / max(max(apart), 1e-12))
-    return {"text": text, "bfloat16": found[0], "float32": found[1], "ratio": ratio, "target": 1.0,
-            "good": good}  # fmt: skip
+    return {"text": text, "bfloat16": found[0], "float32": found[1], "apart": max(apart),
+            "ratio": ratio, "target": 1.0, "good": good}  # fmt: skip

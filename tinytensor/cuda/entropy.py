@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..backend import Array, array_module
 from .kernels import launch
-from .rows import FLOAT32, Plan, choose, contiguous, count_of, variant
+from .rows import FLOAT32, Plan, choose, contiguous, count_of, staged, variant
 
 __all__ = [
     "cross_entropy",
@@ -46,6 +46,7 @@ def cross_entropy(
     if gradient is not None and scale is None:
         scale = xp.ones(1, FLOAT32)
     plan = plan or choose(V, logits.dtype)
+    stage, shared_bytes = staged(plan, V, logits) if gradient is not None else ((), 0)
     launch(
         "cross_entropy",
         (plan.blocks(rows),),
@@ -53,7 +54,8 @@ def cross_entropy(
         [losses, totals, gradient, logits, targets, weight, scale],
         [_step(scale, rows), rows, V, ignore_index, label_smoothing],
         seed,
-        defines=variant(plan, V, logits, gradient),
+        defines=(*variant(plan, V, logits, gradient), *stage),
+        shared_bytes=shared_bytes,
     )
     return losses, totals
 

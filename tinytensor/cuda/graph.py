@@ -18,8 +18,8 @@ GPU to run them. Captured, they are asked for once:
 
 The first calls run plainly (kernels are compiled, memory is found), the next one captures, and from
 then on a call copies its tensors to where the graph reads them and launches it. So n calls are n
-steps. The learning rate and the number of the step are inputs too: seven numbers of each AdamW
-update are computed anew and put on the device (`kernels/adamw.cu`). So is where the random
+steps. The learning rate and the number of the step are inputs too: the few numbers of each update
+are computed anew and put on the device (`kernels/adamw.cu`, `sgd.cu`). So is where the random
 generators stand: each replay draws the masks that the plain step would have drawn. On "cuda-sim"
 steps are captured as well (`capture.py`); on "cpu" every call runs plainly, and the same script
 works everywhere.
@@ -30,9 +30,9 @@ so whatever would read from the device while it is captured is refused.
 
 from __future__ import annotations
 
+import functools
 import traceback
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -41,17 +41,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..autograd import note_write
-from ..backend import CPU, Array, OutOfMemoryError, device, module_for, to_device
+from ..backend import CPU, Array, device, module_for, to_device
 from ..func import tree_leaves, tree_map
 from ..random import Generator, Origin, counted_from
 from ..tensor import Tensor, as_tensor
 from .kernels import launch
-from .optimizer import FACTORS, adamw_factors, put_factors, recorded_by
+from .memory import StepMemory
+from .optimizer import FACTORS, Formula, put_factors, recorded_by
 
 __all__ = ["Graph", "graph"]
 
 PACKAGE = str(Path(__file__).parent.parent)
-OPTIONS = ("lr", "betas", "eps", "weight_decay")  # of an update, by the names of a group's entries
 
 
 def graph(
@@ -96,8 +96,7 @@ class Graph:
         self.calls = 0
         self._captured: _Captured | None = None
         self._stream: Any = None
-        self._pool: Any = None
-        _graphs.add(self)
+        self._memory: Any = None
 
     @property
     def captured(self) -> bool:
@@ -137,22 +136,11 @@ class Graph:
 
     @contextmanager
     def _own_memory(self, module: Any, capturing: bool) -> Iterator[None]:
-        """The graph's stream and pool; blocks that the pool gave once stay the graph's."""
+        """The graph's stream and memory."""
         if self._stream is None:
             self._stream = module.cuda.Stream(non_blocking=True)
-            self._pool = module.cuda.MemoryPool()
-        pool = self._pool
-
-        def allocate(size: int) -> Any:
-            held = pool.total_bytes()
-            try:
-                found = pool.malloc(size)
-            except module.cuda.memory.OutOfMemoryError:
-                raise _no_memory(size, held) from None
-            if capturing and pool.total_bytes() < held:  # it gave back blocks that the graph uses
-                raise _no_memory(size, held)
-            return found
-
+            self._memory = StepMemory(module)
+        allocate = functools.partial(self._memory.malloc, capturing=capturing)
         with self._stream, module.cuda.using_allocator(allocate):
             yield
 
@@ -200,15 +188,6 @@ class Graph:
         return _Captured(captured, inputs, result, updates, randomness)
 
 
-# The graphs that are still referred to, for `tt.cuda.memory_allocated`.
-_graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
-
-
-def live_pools() -> list[Any]:
-    """The memory pools of all graphs."""
-    return [graph._pool for graph in _graphs if graph._pool is not None]
-
-
 def _is_list(x: Any) -> bool:
     return isinstance(x, list | tuple)
 
@@ -228,14 +207,6 @@ def _moved(x: Any, where: device) -> Any:
 
 def _copy(x: Any) -> Any:
     return as_tensor(x.array.copy()) if isinstance(x, Tensor) else x
-
-
-def _no_memory(size: int, held: int) -> OutOfMemoryError:
-    return OutOfMemoryError(
-        f"out of memory: a captured step asked for {size / 2**30:.2f} GiB, beside "
-        f"{held / 2**30:.1f} GiB that its graph holds; lower the batch size (and accumulate "
-        "gradients over more micro-batches), or the context"
-    )
 
 
 class _Captured(NamedTuple):
@@ -283,18 +254,19 @@ class _Captured(NamedTuple):
 
 
 class _Update(NamedTuple):
-    """One AdamW update in the graph: what it follows, and what was fixed by the capture."""
+    """One update in the graph: what it follows, and what was fixed by the capture."""
 
     buffer: Any
     first: int  # parameter
     ahead: int  # updates of that parameter earlier in the graph
     group: dict[str, Any]
+    formula: Formula  # its numbers, from its options
     options: dict[str, Any]  # what the update was called with
     follows: tuple[str, ...]  # the options that the group decides
 
 
 class _Updates:
-    """The AdamW updates in a captured step, and their numbers, computed for each replay."""
+    """The optimizers' updates in a captured step, and their numbers, computed for each replay."""
 
     def __init__(self, optimizers: Sequence[Any], module: Any) -> None:
         self.optimizers = optimizers
@@ -315,7 +287,7 @@ class _Updates:
         with recorded_by(self.record):
             yield
 
-    def record(self, value: Array, options: dict[str, Any]) -> Array:
+    def record(self, value: Array, formula: Formula, options: dict[str, Any]) -> Array:
         """The row of `factors` for an update of `value`."""
         address = value.data.ptr
         for buffer, of_group in self.buffers:
@@ -333,9 +305,10 @@ class _Updates:
         first, row = starts.index(offset), len(self.updates)
         if row == len(self.factors):
             raise RuntimeError(f"graph: more than {row} updates in one step")
-        follows = tuple(name for name in OPTIONS if options[name] == group[name])
-        ahead = options["step"] - 1 - self.before[self._place(buffer)][first]
-        self.updates.append(_Update(buffer, first, ahead, group, options, follows))
+        options = dict(options)
+        ahead = options.pop("step") - 1 - self.before[self._place(buffer)][first]
+        follows = tuple(name for name, value in options.items() if value == group[name])
+        self.updates.append(_Update(buffer, first, ahead, group, formula, options, follows))
         return self.factors[row]
 
     def _place(self, buffer: Any) -> int:
@@ -355,12 +328,9 @@ class _Updates:
         """Copy the numbers of the next replay to the device, and count its updates."""
         self._check()
         for row, update in enumerate(self.updates):
-            options = {
-                name: update.group[name] if name in update.follows else update.options[name]
-                for name in OPTIONS
-            }
+            options = update.options | {name: update.group[name] for name in update.follows}
             step = update.buffer.steps[update.first] + update.ahead + 1
-            put_factors(self.factors[row], adamw_factors(step, **options))
+            put_factors(self.factors[row], update.formula(step=step, **options))
         for (buffer, _), counts in zip(self.buffers, self.counts, strict=True):
             note_write(buffer.values)
             buffer.steps[:] = [n + more for n, more in zip(buffer.steps, counts, strict=True)]
@@ -388,7 +358,7 @@ class _Updates:
                 if not mine or any(name not in update.follows for update in mine):
                     raise RuntimeError(
                         f"graph: {name} was {value} when the step was captured and is "
-                        f"{group[name]} now; only AdamW's numbers are inputs of the graph: make a "
+                        f"{group[name]} now, which the captured update does not follow; make a "
                         "new one"
                     )
 

@@ -6,13 +6,20 @@ the kernel's signature: `arrays` fill its pointers and tensor maps (outputs, the
 null pointer), `scalars` the rest, each in order. A source has variants: `defines` are macros, such
 as ("real", "bf16"), that it is compiled with; it says what it is without them by `#ifndef real` /
 `#define real float`.
+
+Subnormal numbers (below 1.2e-38 in float32) are numbers like others in all three places: the CPU,
+the simulator and our kernels on a GPU, which are compiled with `--ftz=false` and not through CuPy.
+CuPy compiles its own functions with `-ftz=true`: an operation without a kernel of ours takes such
+numbers for zero on a GPU.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from functools import cache, partial
@@ -47,6 +54,7 @@ TYPES: dict[str, DType] = {
 
 # Sources that one architecture alone has the instructions for; the others run on all from sm_75 on.
 ONLY = {"matmul_wgmma.cu": "sm_90a"}
+OLDEST = 75  # compute capability, times ten
 
 Defines = tuple[tuple[str, Any], ...]
 
@@ -260,7 +268,8 @@ def _passed(value: Any) -> Any:
 def options(defines: Defines) -> tuple[str, ...]:
     """What NVRTC is told, beside the architecture."""
     variant = [f"-D{key}={value}" for key, value in defines]
-    return ("--std=c++17", f"-I{folder()}", f"--pre-include={folder() / 'gpu.h'}", *variant)
+    include = (f"-I{folder()}", f"--pre-include={folder() / 'gpu.h'}")
+    return ("--std=c++17", "--ftz=false", *include, *variant)
 
 
 @cache
@@ -271,28 +280,66 @@ def _function(path: Path, name: str, defines: Defines, device: int) -> Any:
 
 @cache
 def _module(path: Path, defines: Defines, device: int) -> Any:
-    if path.name not in ONLY:
-        # CuPy keeps machine code by source and options; a header that has changed is told by one.
-        told = (*options(defines), f"-DHEADERS={_headers()}")
-        return cupy().RawModule(code=path.read_text(encoding="utf-8"), options=told)
-    # CuPy compiles for the device's number alone (sm_90), which leaves out what sm_90a has.
-    return cupy().RawModule(path=str(_compiled(path, ONLY[path.name], defines)))
+    return cupy().RawModule(path=str(_compiled(path, _architecture(path), defines)))
+
+
+def _architecture(path: Path) -> str:
+    """What a source is compiled for on the current GPU."""
+    capability = int(cupy().cuda.Device().compute_capability)
+    found = architecture(capability, _nvrtc().getSupportedArchs())
+    if ONLY.get(path.name, found) != found:
+        raise RuntimeError(
+            f"{path.name} is made for {ONLY[path.name]} alone, and this GPU is {found}"
+        )
+    return found
+
+
+def architecture(capability: int, known: Sequence[int]) -> str:
+    """NVRTC's name for a compute capability (90 is 9.0), or for the nearest of its generation that
+    NVRTC knows; those compile to machine code that the GPU runs.
+
+    Raises RuntimeError for a GPU that is too old for the kernels, or too new for NVRTC.
+    """
+    number = f"{capability // 10}.{capability % 10}"
+    if capability < OLDEST:
+        raise RuntimeError(
+            f"the kernels are made for GPUs of compute capability {OLDEST / 10} and later, and this"
+            f" one has {number}; use device='cpu'"
+        )
+    near = [k for k in known if k // 10 == capability // 10 and k <= capability]
+    if not near:
+        raise RuntimeError(
+            f"NVRTC cannot compile for this GPU, whose compute capability is {number}: it knows "
+            f"{', '.join(map(str, known))}; install CuPy's wheel for another version of CUDA "
+            "(`python -m tinytensor doctor` names it)"
+        )
+    return f"sm_{max(near)}" + ("a" if max(near) == 90 else "")
 
 
 def _compiled(path: Path, architecture: str, defines: Defines) -> Path:
     """The file with the machine code of `path`, kept where CuPy keeps what it compiles."""
     parts = (path.read_text(encoding="utf-8"), _headers(), architecture, *options(defines))
-    version = cupy().cuda.nvrtc.getVersion()
-    digest = _digest(*parts, str(version))
-    root = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"
-    target = Path(root) / f"tinytensor-{digest}.cubin"
+    digest = _digest(*parts, str(_nvrtc().getVersion()))
+    target = _cache_folder() / f"tinytensor-{digest}.cubin"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
             built = Path(work) / "kernel.cubin"
             built.write_bytes(compile_for(path, architecture, defines)[0])
             built.replace(target)  # at once: another process may be building the same
     return target
+
+
+@cache
+def _cache_folder() -> Path:
+    """CuPy's folder of compiled kernels; one for this process where that cannot be written."""
+    found = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    try:
+        found.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=found).close()
+    except OSError:
+        found = Path(tempfile.mkdtemp(prefix="tinytensor-"))
+        atexit.register(shutil.rmtree, found, ignore_errors=True)
+    return found
 
 
 @cache
@@ -305,17 +352,31 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
 
 
+def _nvrtc() -> Any:
+    """CuPy's binding of the compiler, which is a library of its own."""
+    compiler = cupy().cuda.nvrtc
+    try:
+        compiler.getVersion()
+    except (ImportError, OSError, RuntimeError) as error:
+        raise RuntimeError(
+            "the kernels cannot be compiled: NVRTC, CUDA's compiler, is not found; install it with "
+            "CuPy's wheel (`python -m tinytensor doctor` has the line)"
+        ) from error
+    return compiler
+
+
 def compile_for(path: Path, architecture: str, defines: Defines = ()) -> tuple[bytes, str]:
     """The machine code (CUBIN) of one source file in one variant, and the compiler's log.
 
     Needs NVRTC, no GPU and no driver. Raises RuntimeError with the log if it does not compile.
     """
-    nvrtc = cupy().cuda.nvrtc
+    nvrtc = _nvrtc()
     program = nvrtc.createProgram(path.read_text(encoding="utf-8"), path.name, [], [])
     try:
         target = (f"--gpu-architecture={architecture}", "--ptxas-options=-v")
         nvrtc.compileProgram(program, [*target, *options(defines)])
-        return bytes(nvrtc.getCUBIN(program)), str(nvrtc.getProgramLog(program))
+        # CuPy takes the last byte for the end of a string and leaves it out; it is the ELF file's.
+        return bytes(nvrtc.getCUBIN(program)) + b"\0", str(nvrtc.getProgramLog(program))
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program)
         raise RuntimeError(

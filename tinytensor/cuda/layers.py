@@ -14,6 +14,7 @@ from ..backend import Array, DType, array_module
 from ..ops.elementwise import gelu
 from ..ops.network import (
     NO_DRAW,
+    add_layer_norm,
     class_shares,
     cross_entropy,
     dropout,
@@ -65,9 +66,33 @@ def cuda_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: fl
         if scale is not None and (scale.shape != x.shape[-1:] or scale.dtype != x.dtype):
             return NotImplemented
     saved = network.layer_norm(x, weight, bias, eps=eps)
-    return saved.y, lambda dy: network.layer_norm_backward(
-        dy, saved, weight, dweight=weight is not None, dbias=bias is not None
-    )
+    wanted: dict[str, Any] = {"dweight": weight is not None, "dbias": bias is not None}
+    return saved.y, lambda dy: tuple(network.layer_norm_backward(dy, saved, weight, **wanted)[:3])
+
+
+@kernel_for(add_layer_norm)
+def cuda_add_layer_norm(
+    x: Array, residual: Array, weight: Array, bias: Array, eps: float = 1e-5
+) -> Any:
+    """The sum and its norm in one pass; so are the stream's two gradients added."""
+    stream = residual.dtype
+    if not _rows_along(x, -1) or type(residual) is not type(x) or residual.shape != x.shape:
+        return NotImplemented
+    if stream not in (x.dtype, FLOAT32):
+        return NotImplemented
+    for scale in (weight, bias):
+        if scale is not None and (scale.shape != x.shape[-1:] or scale.dtype != stream):
+            return NotImplemented
+    saved = network.layer_norm(x, weight, bias, residual=residual, eps=eps)
+    wanted: dict[str, Any] = {"dweight": weight is not None, "dbias": bias is not None}
+
+    def vjp(dsum: Array, dnormed: Array) -> tuple[Array, ...]:
+        if dnormed is None:
+            return dsum, dsum, None, None
+        found = network.layer_norm_backward(dnormed, saved, weight, dtotal=dsum, **wanted)
+        return found.dx, found.dresidual, found.dweight, found.dbias
+
+    return (saved.total, saved.y), vjp
 
 
 @kernel_for(gelu)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..backend import Array, array_module, bfloat16
 from .kernels import Defines, launch
-from .matmul_launch import ADD_TO_C, BIAS, GELU, PAIRS, SAVE, Axis, Product
+from .matmul_launch import ADD_TO_C, BIAS, GELU, LINES, SAVE, Axis, Product
 from .tensor_map import refusal
 from .tiles import (
     LARGE,
@@ -90,9 +90,9 @@ VARIANTS: dict[str, tuple[Defines, ...]] = {
         )
         for tile in (WIDE, TURNS)
         for out, a, b, what in (
-            ("bf16", 0, 1, BIAS | GELU | SAVE | PAIRS),  # gelu(x Wᵀ + b)
-            ("bf16", 0, 0, PAIRS),  # dy W
-            ("float", 1, 0, ADD_TO_C | PAIRS),  # dyᵀ x
+            ("bf16", 0, 1, BIAS | GELU | SAVE | LINES),  # gelu(x Wᵀ + b)
+            ("bf16", 0, 0, LINES),  # dy W
+            ("float", 1, 0, ADD_TO_C | LINES),  # dyᵀ x
             ("float", 1, 1, BIAS),
         )
     ),
@@ -196,7 +196,7 @@ def product(
     device, count = limits(xp), math.prod(batch)
     kernel = _choose_kernel(kernel, a, b, axes, device)
     if kernel == "matmul_wgmma":
-        planned, planned_parts = plan_wgmma(m, n, k, count, out.itemsize, device.processors)
+        planned, planned_parts = plan_wgmma(m, n, k, count, out.itemsize, device.processors, gelu)
         tile = tile or planned
         parts = parts or (planned_parts if tile == planned else 1)
     if tile is None:

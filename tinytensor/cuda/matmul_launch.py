@@ -17,10 +17,10 @@ from .tensor_map import Operand
 from .tiles import Tile, limits
 from .views import is_aligned, orientation, strides, window
 
-__all__ = ["ADD_TO_C", "BIAS", "GELU", "PAIRS", "SAVE", "Axis", "Launch", "Product"]
+__all__ = ["ADD_TO_C", "BIAS", "GELU", "LINES", "PAIRS", "SAVE", "Axis", "Launch", "Product"]
 
 # What an epilogue does: the constants of kernels/matmul.cuh.
-ADD_TO_C, BIAS, GELU, SAVE, PAIRS = 1, 2, 4, 8, 16
+ADD_TO_C, BIAS, GELU, SAVE, PAIRS, LINES = 1, 2, 4, 8, 16, 32
 
 Axis = tuple[int, int, int, int]  # of the batch: length, and strides in a, b and c
 
@@ -95,7 +95,7 @@ class Product(NamedTuple):
         saved = None if before is None else window(before)[places[2] :]
         ldc = strides(out)[-2] or n
         if self.parts == 1:
-            what = self.what | _pairs(c, saved, axes, ldc, 0)
+            what = self.what | self._together(c, saved, axes, ldc, 0)
             given = Launch(c, saved, a, b, flat_a, flat_b, bias, axes, ldc, 0, what)
             self._launch(given)
             return
@@ -105,9 +105,18 @@ class Product(NamedTuple):
             (outer, a_outer, b_outer, inner * self.parts * m * n),
             (inner, a_inner, b_inner, self.parts * m * n),
         )
-        what = _pairs(sums, None, apart, n, m * n)
+        what = self._together(sums, None, apart, n, m * n)
         self._launch(Launch(sums, None, a, b, flat_a, flat_b, None, apart, n, m * n, what))
         self._add_parts(sums, c, bias, saved, (m, n), axes, ldc)
+
+    def _together(
+        self, c: Array, before: Array, axes: tuple[Axis, Axis], ldc: int, part_stride: int
+    ) -> int:
+        """How many neighbours of C, and of `before`, can be written at once: PAIRS, LINES or 0."""
+        count, flag = (16 // c.itemsize, LINES) if self.kernel == "matmul_wgmma" else (2, PAIRS)
+        steps = (ldc, axes[0][3], axes[1][3], part_stride)
+        fits = is_aligned(c, steps, count) and (before is None or is_aligned(before, (), count))
+        return flag if fits else 0
 
     def _launch(self, given: Launch) -> None:
         {
@@ -143,7 +152,7 @@ class Product(NamedTuple):
                 *(given.ldc, c_outer, c_inner, self.k_part, given.part_stride),
             ],
             defines=defines,
-            shared_bytes=self.tile.shared_bytes + self.tile.barrier_bytes,
+            shared_bytes=self.tile.wgmma_bytes,
             seed=self.seed,
         )
 
@@ -222,12 +231,6 @@ class Product(NamedTuple):
                 defines=(("real", _name(real)), ("out", _name(c.dtype))),
                 seed=self.seed,
             )
-
-
-def _pairs(c: Array, before: Array, axes: tuple[Axis, Axis], ldc: int, part_stride: int) -> int:
-    """PAIRS if two neighbours of C, and of `before`, can be written at once."""
-    steps = (ldc, axes[0][3], axes[1][3], part_stride)
-    return PAIRS if is_aligned(c, steps, 2) and (before is None or is_aligned(before, (), 2)) else 0
 
 
 def _name(dtype: Any) -> str:

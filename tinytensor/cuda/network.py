@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backend import Array, array_module
-from .kernels import launch
+from ..backend import Array, DType, array_module
+from .kernels import Defines, launch
 from .rows import (
     FLOAT32,
     Plan,
@@ -22,12 +22,14 @@ from .rows import (
     element,
     flat_variant,
     processors,
+    staged,
     variant,
 )
 from .views import is_aligned
 
 __all__ = [
     "LayerNorm",
+    "LayerNormGradients",
     "column_sum",
     "embedding",
     "embedding_backward",
@@ -89,6 +91,7 @@ def softmax(
     seen = None if visible is None else contiguous(visible).view(np.uint8)
     added = None if bias is None else contiguous(bias.astype(x.dtype, copy=False))
     queries = x.shape[-2] if causal and x.ndim > 1 else 1
+    stage, shared_bytes = staged(plan, columns, x)
     launch(
         "softmax_forward",
         (plan.blocks(rows),),
@@ -96,7 +99,8 @@ def softmax(
         [y, x, seen, added],
         [rows, columns, queries, mask_rows, scale, int(zeros)],
         seed,
-        defines=variant(plan, columns, y, x, added, LOG=int(log), MASK=mask),
+        defines=(*variant(plan, columns, y, x, added, LOG=int(log), MASK=mask), *stage),
+        shared_bytes=shared_bytes,
     )
     return y
 
@@ -109,7 +113,8 @@ def softmax_backward(
     rows, columns = _rows("softmax", y)
     dx = array_module(y).empty(y.shape, y.dtype)
     plan = plan or choose(columns, y.dtype)
-    defines = variant(plan, columns, dx, dy, y, LOG=int(log))
+    stage, shared_bytes = staged(plan, columns, y, dy)
+    defines = (*variant(plan, columns, dx, dy, y, LOG=int(log)), *stage)
     launch(
         "softmax_backward",
         (plan.blocks(rows),),
@@ -118,6 +123,7 @@ def softmax_backward(
         [rows, columns],
         seed,
         defines=defines,
+        shared_bytes=shared_bytes,
     )
     return dx
 
@@ -135,7 +141,7 @@ def column_sum(
     seed: int = 0,
 ) -> Array:
     """Σ over rows of x (rows, C): a new array, or `out` (= or, with `accumulate`, +=)."""
-    xp = array_module(x)
+    xp, x = array_module(x), contiguous(x)
     rows, C = x.shape
     if out is None:
         out, accumulate = xp.empty(C, dtype or x.dtype), False
@@ -180,7 +186,7 @@ def column_sum(
 
 
 class LayerNorm(NamedTuple):
-    """What `layer_norm` returns; `total` is x itself where no branch was added."""
+    """What `layer_norm` returns; `total` is x itself where no residual was added."""
 
     y: Array
     total: Array
@@ -188,41 +194,57 @@ class LayerNorm(NamedTuple):
     rstd: Array
 
 
+class LayerNormGradients(NamedTuple):
+    """What `layer_norm_backward` returns; where x and residual are of one dtype, so are dx and
+    dresidual one array. dweight and dbias are None where not asked for.
+    """
+
+    dx: Array
+    dweight: Array
+    dbias: Array
+    dresidual: Array
+
+
 def layer_norm(
     x: Array,
     weight: Array = None,
     bias: Array = None,
     *,
-    branch: Array = None,
+    residual: Array = None,
     eps: float = 1e-5,
     plan: Plan | None = None,
     seed: int = 0,
 ) -> LayerNorm:
-    """Layer norm of x (..., C), or of x + `branch`; weight (C,) and bias (C,) are optional."""
+    """Layer norm of x (..., C), or of residual + x; weight (C,) and bias (C,) are optional.
+
+    `residual` is of x's dtype, or float32 with x in bfloat16: the total is then float32, and the
+    norm bfloat16.
+    """
     xp, x = array_module(x), contiguous(x)
     rows, C = _rows("layer_norm", x)
+    stream = x.dtype if residual is None else residual.dtype
     y = xp.empty(x.shape, x.dtype)
-    total = x if branch is None else xp.empty(x.shape, x.dtype)
+    total = None if residual is None else xp.empty(x.shape, stream)
+    residual = None if residual is None else contiguous(residual)
     mean, rstd = xp.empty(rows, FLOAT32), xp.empty(rows, FLOAT32)
-    if branch is not None:
-        branch = contiguous(branch.astype(x.dtype, copy=False))
     weight, bias = (
-        None if a is None else contiguous(a.astype(x.dtype, copy=False)) for a in (weight, bias)
+        None if a is None else contiguous(a.astype(stream, copy=False)) for a in (weight, bias)
     )
-    plan = plan or choose(C, x.dtype)
-    written = None if branch is None else total
+    plan = plan or choose(C, stream)
     launch(
         "layer_norm_forward",
         (plan.blocks(rows),),
         (plan.threads,),
-        [y, written, mean, rstd, x, branch, weight, bias],
+        [y, total, mean, rstd, x, residual, weight, bias],
         [rows, C, eps],
         seed,
-        defines=variant(
-            plan, C, y, x, branch, weight, bias, written, RESIDUAL=int(branch is not None)
+        defines=(
+            *variant(plan, C, y, x, residual, weight, bias, total),
+            ("RESIDUAL", int(residual is not None)),
+            *_stream(x.dtype, stream),
         ),
     )
-    return LayerNorm(y, total, mean, rstd)
+    return LayerNorm(y, x if total is None else total, mean, rstd)
 
 
 def layer_norm_backward(
@@ -236,20 +258,22 @@ def layer_norm_backward(
     blocks: int | None = None,
     plan: Plan | None = None,
     seed: int = 0,
-) -> tuple[Array, Array, Array]:
-    """(dx, dweight, dbias), None for those not asked for; dx is the branch's gradient as well.
+) -> LayerNormGradients:
+    """The gradients of x, of the residual, and of weight and bias if they are asked for.
 
     `dtotal` is the gradient of `total` that comes past the norm; it is added to dx.
     """
-    x, xp = saved.total, array_module(saved.total)
-    dy = contiguous(dy.astype(x.dtype, copy=False))
+    total, xp = saved.total, array_module(saved.total)
+    dtype, stream = saved.y.dtype, total.dtype
+    dy = contiguous(dy.astype(dtype, copy=False))
     if dtotal is not None:
-        dtotal = contiguous(dtotal.astype(x.dtype, copy=False))
+        dtotal = contiguous(dtotal.astype(stream, copy=False))
     if weight is not None:
-        weight = contiguous(weight.astype(x.dtype, copy=False))
-    rows, C = _rows("layer_norm", x)
-    dx = xp.empty(x.shape, x.dtype)
-    plan = plan or choose(C, x.dtype)
+        weight = contiguous(weight.astype(stream, copy=False))
+    rows, C = _rows("layer_norm", total)
+    dresidual = xp.empty(total.shape, stream)
+    dx = None if dtype == stream else xp.empty(total.shape, dtype)
+    plan = plan or choose(C, stream)
     if blocks is None:
         blocks = processors(xp) * max(1, 1024 // plan.threads)
     blocks = min(blocks, plan.blocks(rows))
@@ -259,15 +283,23 @@ def layer_norm_backward(
         "layer_norm_backward",
         (blocks,),
         (plan.threads,),
-        [dx, *shares, dy, dtotal, x, weight, saved.mean, saved.rstd],
+        [dx, dresidual, *shares, dy, dtotal, total, weight, saved.mean, saved.rstd],
         [rows, C],
         seed,
-        defines=variant(plan, C, dx, dy, dtotal, x, weight),
+        defines=(
+            *variant(plan, C, dy, dx, dresidual, dtotal, total, weight),
+            *_stream(dtype, stream),
+        ),
     )
     # A team that had no row wrote nothing if rows are not held.
     used = teams if plan.each else min(teams, rows)
-    sums = [None if s is None else column_sum(s[:used], dtype=x.dtype, seed=seed) for s in shares]
-    return dx, sums[0], sums[1]
+    sums = [None if s is None else column_sum(s[:used], dtype=stream, seed=seed) for s in shares]
+    return LayerNormGradients(dresidual if dx is None else dx, sums[0], sums[1], dresidual)
+
+
+def _stream(dtype: DType, stream: DType) -> Defines:
+    """What the kernel is told where the residual stream is not of the activations' dtype."""
+    return () if stream == dtype else (("stream_type", element(stream)),)
 
 
 # --- embedding -----------------------------------------------------------------------------------
@@ -318,7 +350,7 @@ def embedding_backward(
     defines = (
         ("real", element(dy.dtype)),
         ("into", element(out.dtype)),
-        ("ALIGNED", int(is_aligned(dy, (C,)))),
+        ("ALIGNED", int(is_aligned(dy, (C,)) and is_aligned(out, (C,)))),
         ("CHUNK", chunk),
     )
     arrays = [out, edges, dy, sorted_ids, positions]

@@ -31,6 +31,7 @@ ROWS = tuple(
     for dtype in DTYPES
     for team, each in sorted({(p.team, p.each) for p in (choose(w, dtype) for w in WIDTHS)})
 )
+STAGED = tuple({**row, "ALIGNED": 1, "STAGED": 1} for row in ROWS if not row["EACH"])
 # File -> sets of macros, of which every combination is a variant; a macro is a tuple of values, and
 # a tuple of dicts stands for macros that go together. Matrix products and attention keep their own
 # lists;
@@ -42,7 +43,7 @@ VARIANTS: dict[str, tuple[dict[str, Sequence[Any]], ...]] = {
          "ALIGNED": (0, 1)},
     ),
     "bias.cu": ({"real": REALS, "into": REALS, "ALIGNED": (0, 1)},),
-    "cross_entropy.cu": ({"": ROWS, "ALIGNED": (0, 1)},),
+    "cross_entropy.cu": ({"": ROWS, "ALIGNED": (0, 1)}, {"": STAGED}),
     "dropout.cu": ({"real": REALS, "ALIGNED": (0, 1)},),
     "elementwise.cu": (
         {"real": REALS, "ALIGNED": (0, 1)},
@@ -50,14 +51,24 @@ VARIANTS: dict[str, tuple[dict[str, Sequence[Any]], ...]] = {
     ),
     "embedding.cu": ({"real": REALS, "into": REALS, "ALIGNED": (0, 1)},),
     "gelu.cu": ({"real": REALS, "FORM": ("TANH", "ERF"), "ALIGNED": (0, 1)},),
-    "layer_norm.cu": ({"": ROWS, "RESIDUAL": (0, 1), "ALIGNED": (0, 1)},),
+    "layer_norm.cu": (
+        {"": ROWS, "RESIDUAL": (0, 1), "ALIGNED": (0, 1)},
+        {"": tuple(row | {"real": "bf16"} for row in ROWS if row["real"] == "float"),
+         "stream_type": ("float",), "RESIDUAL": (1,), "ALIGNED": (0, 1)},
+    ),
     "linear_cross_entropy.cu": ({"": ROWS, "ALIGNED": (0, 1)},),
     "norm.cu": ({"real": REALS, "ALIGNED": (0, 1)},),
+    "sgd.cu": (
+        {"real": ("float",), "MOMENTUM": (0, 1), "ALIGNED": (0, 1)},
+        {"real": ("bf16",), "gradient_type": REALS, "KEEP": ("MASTER",), "MOMENTUM": (0, 1),
+         "ALIGNED": (0, 1)},
+    ),
     "softmax.cu": (
         {"": ROWS, "LOG": (0, 1), "MASK": (0,), "ALIGNED": (0, 1)},
         {"": ROWS[:1] + ROWS[-1:], "MASK": (1, 2, 3), "ALIGNED": (1,)},
+        {"": STAGED},
     ),
-    "top_k.cu": ({"real": REALS},),
+    "top_k.cu": ({"real": REALS, "SMALLEST": (0, 1), "THREADS": (128, 1024)},),
 }  # fmt: skip
 
 
@@ -75,22 +86,29 @@ ACCEPTED_SPILLS = (
     Spill(
         "attention_dkdv",
         {},
-        ("sm_90a", "sm_120"),
-        128,
+        ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"),
+        80,
         "the sums of dk and dv take all 255 registers a thread may have; a few words more go to L1",
     ),
     Spill(
         "attention_dq",
-        {"HEAD": 96},
+        {"HEAD": 128, "DROPOUT": 1},
         ("sm_100",),
-        32,
-        "128 registers let two blocks share a multiprocessor, which is worth a few words in L1",
+        16,
+        "the sums and the random numbers take all 255 registers a thread may have",
+    ),
+    Spill(
+        "attention_forward",
+        {"HEAD": 16, "DROPOUT": 1},
+        ("sm_90a",),
+        16,
+        "168 registers let three blocks share a multiprocessor, which is worth a few words in L1",
     ),
     Spill(
         "matmul_mma",
         {"TILE_M": 128, "TILE_N": 128, "TRANSPOSE_A": 1},
-        ("sm_86", "sm_89"),
-        56,
+        ("sm_86", "sm_89", "sm_120"),
+        16,
         "128 registers let two blocks share a multiprocessor, which is worth a few words in L1",
     ),
 )

@@ -42,7 +42,8 @@ def kernel_for(operation: Operation) -> Callable[[Implementation], Implementatio
     return add
 
 
-from . import layers as layers  # noqa: E402 (these import kernel_for from here)
+from . import joining as joining  # noqa: E402 (these import kernel_for from here)
+from . import layers as layers  # noqa: E402
 from . import pointwise as pointwise  # noqa: E402
 from . import products as products  # noqa: E402
 from . import sampling as sampling  # noqa: E402

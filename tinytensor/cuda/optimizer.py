@@ -1,6 +1,7 @@
-"""AdamW, the norm of the gradients and their clipping on CUDA arrays, with nothing read back.
+"""AdamW, Adam, SGD, the norm of the gradients and their clipping on CUDA arrays, with nothing read
+back.
 
-See `kernels/adamw.cu` and `kernels/norm.cu`.
+See `kernels/adamw.cu`, `kernels/sgd.cu` and `kernels/norm.cu`.
 """
 
 from __future__ import annotations
@@ -29,20 +30,29 @@ __all__ = [
     "recorded_by",
     "refuse_recording",
     "scale_in_place",
+    "sgd",
+    "sgd_factors",
     "updates",
 ]
 
 NORM_BLOCKS = 1024  # of the norm of one array: fixed, so that the sum is the same on every card
-FACTORS = 7  # numbers of an update
+FACTORS = 8  # numbers of an update
+
+Numbers = np.ndarray[Any, Any]
+# The numbers of an update, from its number (`step`) and options.
+Formula = Callable[..., Numbers]
 
 # While a step is captured (graph.py), what gives its updates their numbers.
-_recorder: Callable[[Array, dict[str, Any]], Array] | None = None
+_recorder: Callable[[Array, Formula, dict[str, Any]], Array] | None = None
 
 
 def updates(value: Array, gradient: Array, *others: Array) -> bool:
-    """Whether `adamw` takes these: float32 or bfloat16 values, float32 moments, contiguous."""
+    """Whether the kernels update these: on a device, float32 or bfloat16 values, float32 moments,
+    contiguous.
+    """
     return (
-        value.dtype in DTYPES
+        type(value) is not np.ndarray
+        and value.dtype in DTYPES
         and gradient.dtype in DTYPES
         and all(x.dtype == FLOAT32 for x in others)
         and all(x.flags.c_contiguous for x in (value, gradient, *others))
@@ -50,7 +60,7 @@ def updates(value: Array, gradient: Array, *others: Array) -> bool:
 
 
 @contextmanager
-def recorded_by(recorder: Callable[[Array, dict[str, Any]], Array]) -> Iterator[None]:
+def recorded_by(recorder: Callable[[Array, Formula, dict[str, Any]], Array]) -> Iterator[None]:
     """Inside the `with` block updates take their numbers from where `recorder` says."""
     global _recorder
     _recorder = recorder
@@ -60,42 +70,69 @@ def recorded_by(recorder: Callable[[Array, dict[str, Any]], Array]) -> Iterator[
         _recorder = None
 
 
-def factors_for(value: Array, options: dict[str, Any]) -> Array:
-    """The numbers of an update of `value` on its device; `options` are those of `adamw_factors`."""
+def factors_for(value: Array, formula: Formula, options: dict[str, Any]) -> Array:
+    """The numbers of an update of `value` on its device: `formula(**options)`."""
     if _recorder is not None:
-        return _recorder(value, options)
+        return _recorder(value, formula, options)
     factors = array_module(value).empty(FACTORS, FLOAT32)
-    put_factors(factors, adamw_factors(**options))
+    put_factors(factors, formula(**options))
     return factors
 
 
 def refuse_recording(dtype: DType) -> None:
-    """Raise if an update is being captured that takes its numbers by value, as only `adamw` does
+    """Raise if an update is being captured that takes its numbers by value, as the kernels do
     not.
     """
     if _recorder is not None:
         raise RuntimeError(
-            f"graph: only AdamW of float32 and bfloat16 parameters can be captured, not of {dtype}"
+            "graph: only updates of float32 and bfloat16 parameters can be captured, not of "
+            f"{dtype}"
         )
 
 
-def put_factors(factors: Array, numbers: np.ndarray[Any, Any]) -> None:
-    """Write the seven numbers to the device, by value: no copy that the host would wait for."""
+def put_factors(factors: Array, numbers: Numbers) -> None:
+    """Write the numbers to the device, by value: no copy that the host would wait for."""
     launch("set_factors", (1,), (32,), [factors], list(map(float, numbers)))
 
 
 def adamw_factors(
-    step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
-) -> np.ndarray:
-    """The seven numbers of `kernels/adamw.cu` for the `step`-th update (from 1), on the host.
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    coupled: bool = False,
+) -> Numbers:
+    """The eight numbers of `kernels/adamw.cu` for the `step`-th update (from 1), on the host;
+    `coupled`: Adam's, whose decay is part of the gradient.
 
     Rounded to float32 as NumPy rounds a Python number that meets a float32 array.
     """
     beta1, beta2 = betas
     root = math.sqrt(1 - beta2**step)
     rate = lr * root / (1 - beta1**step)
-    decay = 1 - lr * weight_decay if weight_decay else 1.0
-    return np.array([beta1, 1 - beta1, beta2, 1 - beta2, eps * root, rate, decay], np.float32)
+    decay = 1 - lr * weight_decay if weight_decay and not coupled else 1.0
+    numbers = [beta1, 1 - beta1, beta2, 1 - beta2, eps * root, rate, decay]
+    return np.array([*numbers, weight_decay if coupled else 0.0], np.float32)
+
+
+def sgd_factors(
+    step: int,
+    lr: float,
+    weight_decay: float,
+    momentum: float | None = None,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+) -> Numbers:
+    """The numbers of `kernels/sgd.cu` for the `step`-th update (from 1), on the host; a momentum of
+    None has no running sum.
+    """
+    if momentum == 0.0:
+        raise ValueError("sgd: an update captured with momentum keeps some; make a new graph")
+    keep, rest = (0.0, 1.0) if step == 1 else (momentum or 0.0, 1 - dampening)
+    ahead = momentum or 0.0 if nesterov else 0.0
+    numbers = [float(lr), weight_decay, keep, rest, ahead, 0.0, 0.0, 0.0]
+    return np.array(numbers, np.float32)
 
 
 def adamw(
@@ -137,6 +174,39 @@ def adamw(
         [count, draw.key, draw.counter],
         seed,
         defines=flat_variant(value, *present, gradient_type=element(gradient.dtype), KEEP=keep),
+    )
+
+
+def sgd(
+    value: Array,
+    gradient: Array,
+    factors: Array,
+    *,
+    momentum: Array = None,
+    master: Array = None,
+    seed: int = 0,
+) -> None:
+    """One update in place. `factors`: `sgd_factors` on the device; `momentum`: the running sum of
+    gradients, float32. bfloat16 values come with float32 `master` weights.
+    """
+    if (value.dtype == FLOAT32) != (master is None):
+        raise ValueError("sgd: bfloat16 values need float32 master weights; float32 ones do not")
+    count = count_of(value)
+    present = [a for a in (gradient, momentum, master) if a is not None]
+    launch(
+        "sgd",
+        (-(-count // 2048),),
+        (256,),
+        [value, master, momentum, gradient, factors],
+        [count],
+        seed,
+        defines=flat_variant(
+            value,
+            *present,
+            gradient_type=element(gradient.dtype),
+            KEEP="PLAIN" if master is None else "MASTER",
+            MOMENTUM=int(momentum is not None),
+        ),
     )
 
 

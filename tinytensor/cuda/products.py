@@ -60,7 +60,7 @@ def cuda_linear(x: Array, weight: Array, bias: Array) -> Any:
     return y, (
         lambda dy: product(_rows(dy, transposed), weight).reshape(given),
         lambda dy: ProductGradient(_rows(dy, transposed), rows),
-        None if bias is None else lambda dy: _column_sums(_rows(dy, transposed)),
+        None if bias is None else lambda dy: network.column_sum(_rows(dy, transposed)),
     )
 
 
@@ -189,12 +189,6 @@ def _like(dy: Array, a: Array) -> Array:
 def _rows(dy: Array, b: Array) -> Array:
     """`dy` (…, n) as a matrix of rows, in the dtype of its other factor `b` (k, n)."""
     return _like(dy, b).reshape(-1 if dy.size else math.prod(dy.shape[:-1]), b.shape[1])
-
-
-def _column_sums(dy: Array) -> Array:
-    """Σ over rows: a product with a row of ones, in the same order every time."""
-    ones = array_module(dy).ones((1, len(dy)), dy.dtype)
-    return product(ones, dy)[0]
 
 
 __all__ = ["ProductGradient", "cuda_attention", "cuda_linear", "cuda_matmul"]

@@ -75,6 +75,17 @@ def variant(plan: Plan, columns: int, *arrays: Array, **more: Any) -> Defines:
     )
 
 
+def staged(plan: Plan, columns: int, *arrays: Array) -> tuple[Defines, int]:
+    """The macro and the bytes of shared memory with which a kernel reads rows of `arrays` once that
+    are too wide for registers; none where they fit there, or not even into shared memory.
+    """
+    pieces = plan.rows_of_block * sum(-(-columns * array.itemsize // 16) for array in arrays)
+    room = limits(array_module(arrays[0])).shared_bytes - 1024  # 1 KB for what a kernel declares
+    if plan.each or 16 * pieces > room:
+        return (), 0
+    return (("STAGED", 1),), 16 * pieces
+
+
 def flat_variant(*arrays: Array, **more: Any) -> Defines:
     """The macros of a kernel over contiguous numbers."""
     present = [a for a in arrays if a is not None]

@@ -1,7 +1,7 @@
-"""Random numbers on CUDA arrays, and the tokens drawn with them: what `kernels/random.cu` and
-`kernels/top_k.cu` are registered for.
+"""Random numbers on CUDA arrays, the largest of a row, and the tokens drawn among them: what
+`kernels/random.cu` and `kernels/top_k.cu` are registered for.
 
-Both have the numbers of the CPU: the same draw, the same words.
+Random numbers are the CPU's: the same draw, the same words.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import numpy as np
 
 from ..backend import Array, array_module, module_of_type, when_cupy_arrives
 from ..ops.choosing import check_rows, sample_logits
+from ..ops.sorting import argtopk
 from ..random import Draw, Kernels, register_kernels
 from .device import SimArray
 from .elementwise import random_normal, random_uniform, random_words
 from .kernels import launch
 from .operations import kernel_for
-from .rows import DTYPES, element
+from .rows import DTYPES, contiguous, count_of, element
 from .views import strides, window
 
-__all__ = ["cuda_sample_logits"]
+__all__ = ["MOST", "cuda_argtopk", "cuda_sample_logits"]
 
 THREADS = 1024  # a row
+MOST = 4096  # numbers that a block sorts in shared memory
 
 
 def _register_random(kind: type) -> None:
@@ -32,6 +34,46 @@ def _register_random(kind: type) -> None:
 
 _register_random(SimArray)
 when_cupy_arrives(_register_random)
+
+
+@kernel_for(argtopk)
+def cuda_argtopk(
+    x: Array,
+    k: int = 1,
+    axis: int = -1,
+    largest: bool = True,
+    sorted: bool = True,
+    threads: int | None = None,
+    seed: int | None = None,
+) -> Any:
+    """One launch, a block a row, for up to `MOST` of each; of equal numbers those that come first.
+
+    They are in order whether that is asked for or not.
+    """
+    if x.dtype not in DTYPES or not -x.ndim <= axis < x.ndim or not 0 < k <= MOST:
+        return NotImplemented
+    V = x.shape[axis]
+    if k > V or 0 in x.shape:
+        return NotImplemented
+    rows = contiguous(x.swapaxes(axis, -1))
+    ids = array_module(x).empty((*rows.shape[:-1], k), np.int64)
+    size = 1 << (k - 1).bit_length()
+    threads = threads or (THREADS if V > THREADS else 128)
+    launch(
+        "top_k",
+        (count_of(rows) // V,),
+        (threads,),
+        [ids, rows],
+        [V, V, k, size],
+        seed,
+        defines=(
+            ("real", element(x.dtype)),
+            ("THREADS", threads),
+            ("SMALLEST", int(not largest)),
+        ),
+        shared_bytes=8 * size,
+    )
+    return ids.swapaxes(axis, -1), None
 
 
 @kernel_for(sample_logits)

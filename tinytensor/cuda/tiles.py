@@ -47,9 +47,11 @@ class Tile(NamedTuple):
         return 128 * (self.m + self.n) * self.stages
 
     @property
-    def barrier_bytes(self) -> int:
-        """What `matmul_wgmma` keeps behind the slots: two mbarriers each, and two for the turns."""
-        return 8 * (2 * self.stages + 2)
+    def wgmma_bytes(self) -> int:
+        """Shared memory of `matmul_wgmma`: behind the slots 16 lines of 128 bytes for each of eight
+        warps, two mbarriers a slot, and two for the turns.
+        """
+        return self.shared_bytes + 8 * 16 * 128 + 8 * (2 * self.stages + 2)
 
 
 LARGE, MIDDLE, SMALL = Tile(128, 256), Tile(128, 128), Tile(64, 64)
@@ -110,13 +112,14 @@ def suits_wgmma(m: int, n: int, k: int, dtype: DType, device: Limits) -> bool:
 
 # Cycles of a multiprocessor, reckoned and not measured: by the data sheet 4,096 operations a cycle;
 # from L2 some 40 bytes a cycle, which is what 64 of k wait for; C is stored at 32 bytes a cycle,
-# behind the next tile's products where the warpgroups take turns.
-_L2_BYTES, _STORED_BYTES, _START = 40, 32, 1000
+# behind the next tile's products where the warpgroups take turns; GELU is two instructions of which
+# there are 16 a cycle.
+_L2_BYTES, _STORED_BYTES, _GELU, _START = 40, 32, 8, 1000
 _MEMORY_BYTES, _LAUNCH = 2800, 5000  # of the whole device; a second kernel adds the parts up
 
 
 def plan_wgmma(
-    m: int, n: int, k: int, batch: int, out_bytes: int, processors: int
+    m: int, n: int, k: int, batch: int, out_bytes: int, processors: int, gelu: bool = False
 ) -> tuple[Tile, int]:
     """The tile of `matmul_wgmma` and the parts of k that are reckoned to take the fewest cycles."""
 
@@ -125,6 +128,7 @@ def plan_wgmma(
         steps = -(-k // parts // 64)
         step = max(tile.m * tile.n * 128 / 4096, 128 * (tile.m + tile.n) / _L2_BYTES)
         stored = tile.m * tile.n * (out_bytes if parts == 1 else 4) / _STORED_BYTES
+        stored += tile.m * tile.n / _GELU if gelu and parts == 1 else 0
         each = max(steps * step, stored) if tile.turns else steps * step + stored + _START
         rounds = -(-_tiles(m, n, batch, tile) * parts // processors)
         last = stored + _START if tile.turns else 0  # nothing to hide it behind

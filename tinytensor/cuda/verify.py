@@ -8,7 +8,7 @@ installed. Prints one table, writes it as verify.md and verify.json into FOLDER 
 group, so that what was found is there whenever it is ended), and exits with 1 if anything is wrong.
 `--only wgmma` looks at Hopper's product alone, which all others of bfloat16 are made by; if it is
 wrong there, `--without matmul_wgmma` verifies the rest with `mma.sync`.
-`--device cuda-sim` runs the same list in tiny shapes in the simulator.
+`--device cuda-sim` runs the same list in tiny shapes in the simulator; `--dry-run` prints the list.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ..backend import cupy, device
 from ..tensor import Tensor, as_tensor
 from . import layers as layers  # (registers its kernels)
 from . import matmul
+from .bench_plan import START, VARIANT
 from .device import host_copies
 from .graph import _no_waiting, graph
 from .groups import (
@@ -59,6 +60,12 @@ STEPS = 10
 TOOLS = {"memcheck": 150.0, "racecheck": 200.0}
 SANITIZED = ("matmul", "attention", "rows", "elementwise", "optimizer", "wgmma")
 SMALL = Sizes(V=512, T=64, layers=3, H=4, C=128)
+# For the plan, as counted in November 2026: seconds that the exact results of a group take on a
+# core of a Zen 4, and the variants of kernels that it compiles.
+HOST = {"matmul": 34, "attention": 2, "rows": 39, "elementwise": 17, "optimizer": 4,
+        "operations": 43, "training": 2}  # fmt: skip
+COMPILED = {"matmul": 23, "attention": 17, "rows": 106, "elementwise": 55, "optimizer": 11,
+            "operations": 83, "training": 30}  # fmt: skip
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -179,6 +186,52 @@ ALL: dict[str, Callable[[Lab], None]] = {
 
 
 # --- the whole -----------------------------------------------------------------------------------
+
+
+class _Planner(Lab):
+    """A `Lab` that notes its cases and runs none."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__(Journal(Path(), group), "cuda-sim", False)
+        self.cases: list[str] = []
+
+    def check(self, name: str, run: Callable[..., Any], *args: Any) -> None:
+        self.cases.append(name)
+
+    def case(self, name: str, run: Callable[[], Any]) -> None:
+        self.cases.append(name)
+
+
+def plan(only: Sequence[str]) -> list[tuple[str, str]]:
+    """(group, case) of everything that would be verified on an H200."""
+    found = []
+    for group in only:
+        if group == "nccl":  # asks the library for its cases
+            found.append((group, "every collective, plain and captured"))
+            continue
+        planner = _Planner(group)
+        ALL[group](planner)
+        found += [(group, case) for case in planner.cases]
+    return found
+
+
+def planned(only: Sequence[str]) -> str:
+    """The cases, and for each group how many there are and about how long they take."""
+    cases = plan(only)
+    lines = []
+    for group in only:
+        host, variants = HOST.get(group), COMPILED.get(group)
+        told = ("?", "?", "?")
+        if host is not None and variants is not None:
+            told = (str(host), str(variants), f"{START + host + VARIANT * variants:.0f}")
+        lines.append((group, sum(of == group for of, _ in cases), *told))
+    header = ("group", "cases", "s on the CPU", "variants", "s in all")
+    end = (
+        f"{len(cases)} cases in {len(only)} groups, several at a time; at most {OF_A_CASE:.0f} s a "
+        f"case, {OF_A_GROUP:.0f} s a group, {SECONDS:.0f} s in all; compute-sanitizer's "
+        + " and ".join(f"{tool} at most {limit:.0f} s" for tool, limit in TOOLS.items())
+    )
+    return "\n\n".join((table(("group", "case"), cases), table(header, lines), end))
 
 
 def environment(where: str) -> tuple[list[Row], dict[str, Any]]:
@@ -352,6 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--without", nargs="+", choices=matmul.KERNELS[:-1], default=[], metavar="KERNEL",
         help="matrix products by other kernels, where not asked for by name")  # fmt: skip
     add("--seconds", type=float, default=SECONDS, help=f"for all ({SECONDS:.0f})")
+    add("--dry-run", action="store_true", help="print what would be verified")
     add("--group", choices=list(ALL), help=argparse.SUPPRESS)
     add("--journal", type=Path, help=argparse.SUPPRESS)
     add("--skip", type=int, default=0, help=argparse.SUPPRESS)
@@ -362,6 +416,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tiny, plain = given.tiny, given.plain_memory
         matmul.avoid(*given.without)
         return child(given.group, given.device, given.journal, tiny, given.skip, plain)
+    if given.dry_run:
+        print(planned(given.only))
+        return 0
     if given.out is None:
         parser.error("--out FOLDER says where the tables go")
     if given.device == "cuda" and not (count := _devices()):

@@ -2,7 +2,7 @@
 
 A group is a function that is given a `Lab` (`verify_lab.py`): where arrays are made, whether the
 shapes are GPT-2's or tiny, and how a result is judged. Products and attention are in
-`verify_products.py`; `verify.py` runs the groups.
+`verify_products.py`, optimizers in `verify_optimizer.py`; `verify.py` runs the groups.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from ..ops import linalg as linalg_ops
 from ..ops import network as network_ops
 from ..ops.attention import scaled_dot_product_attention
 from ..ops.choosing import sample_logits
+from ..ops.shaping import concatenate_all, stack_all
+from ..ops.sorting import argtopk
 from ..random import Draw, keep_mask, normal, uniform, words
 from ..random import Generator as RandomGenerator
 from ..tensor import OPERATIONS, Operation, as_tensor, reference_ops
-from . import elementwise, entropy, network, optimizer, pointwise
+from . import elementwise, entropy, network, pointwise, sampling
 from .device import SimArray
 from .kernels import launch
 from .verify_lab import DRAW, DTYPES, FLOAT32, Compared, Host, Lab, name_of, rounding, wide
+from .verify_optimizer import optimizer_group
 from .verify_products import attention_group, matmul_group, wgmma_group
 
 # Group -> the kernels that its cases run. A test asks for every kernel, and counts the launches.
@@ -48,10 +51,12 @@ KERNELS = {
     ),
     "elementwise": (
         "gelu_forward", "gelu_backward", "dropout", "elementwise", "random_words",
-        "set_origin", "random_uniform", "random_normal", "sample_top_k", "embedding_forward",
-        "embedding_backward", "embedding_join",
+        "set_origin", "random_uniform", "random_normal", "sample_top_k", "top_k",
+        "embedding_forward", "embedding_backward", "embedding_join",
     ),
-    "optimizer": ("adamw", "set_factors", "sum_of_squares", "norm_and_scale", "scale_in_place"),
+    "optimizer": (
+        "adamw", "sgd", "set_factors", "sum_of_squares", "norm_and_scale", "scale_in_place",
+    ),
 }  # fmt: skip
 
 
@@ -82,15 +87,9 @@ def rows_group(lab: Lab) -> None:
                 dtype,
             )
             if width <= 4096:
-                for residual in (False, True):
-                    lab.check(
-                        f"layer norm{' of a sum' if residual else ''} {label}",
-                        _layer_norm,
-                        rows,
-                        width,
-                        dtype,
-                        residual,
-                    )
+                for stream in (None, *dict.fromkeys((dtype, FLOAT32))):
+                    what = f" of a sum in {name_of(stream)}" if stream else ""
+                    lab.check(f"layer norm{what} {label}", _layer_norm, rows, width, dtype, stream)
         lab.check(f"softmax with masks {name_of(dtype)}", _masked, dtype)
         lab.check(f"column sums {name_of(dtype)}", _column_sum, dtype)
         lab.check(f"cross-entropy in parts {name_of(dtype)}", _in_parts, dtype)
@@ -130,33 +129,37 @@ def _masked(lab: Lab, dtype: DType) -> Iterator[Compared]:
 
 
 def _layer_norm(
-    lab: Lab, rows: int, width: int, dtype: DType, residual: bool
+    lab: Lab, rows: int, width: int, dtype: DType, stream: DType | None
 ) -> Iterator[Compared]:
-    x, branch, dy, dtotal = (lab.normal(rows, width, dtype=dtype) for _ in range(4))
-    weight, bias = lab.normal(width, dtype=dtype), lab.normal(width, dtype=dtype)
+    """Of x, or with `stream`, of x added to a residual stream of that dtype."""
+    of_stream = stream or dtype
+    x, dy = (lab.normal(rows, width, dtype=dtype) for _ in range(2))
+    residual, dtotal = (lab.normal(rows, width, dtype=of_stream) for _ in range(2))
+    weight, bias = (lab.normal(width, dtype=of_stream) for _ in range(2))
     saved = network.layer_norm(
-        lab.put(x), lab.put(weight), lab.put(bias), branch=lab.put(branch) if residual else None
+        lab.put(x), lab.put(weight), lab.put(bias), residual=lab.put(residual) if stream else None
     )
-    total = wide(x) + wide(branch) if residual else wide(x)
-    if residual:
+    total = wide(x) + wide(residual) if stream else wide(x)
+    if stream:
         yield Compared("the sum", saved.total, total)
         total = wide(lab.host(saved.total)) if width > 1 else total
     centered = total - total.mean(axis=1, keepdims=True)
     rstd = 1 / np.sqrt((centered**2).mean(axis=1, keepdims=True) + 1e-5)
     n = centered * rstd
-    more = 1 if residual else 0  # y is made of the sum before it was rounded
+    more = 1 if stream else 0  # y is made of the sum before it was rounded
     yield Compared("y", saved.y, n * wide(weight) + wide(bias), width, more)
     found = network.layer_norm_backward(
-        lab.put(dy), saved, lab.put(weight), dtotal=lab.put(dtotal) if residual else None
+        lab.put(dy), saved, lab.put(weight), dtotal=lab.put(dtotal) if stream else None
     )
     dn = wide(dy) * wide(weight)
     dx = rstd * (dn - dn.mean(axis=1, keepdims=True) - n * (dn * n).mean(axis=1, keepdims=True))
-    if residual:
+    if stream:
         dx = dx + wide(dtotal)
     if width > 1:  # the derivative of a row of one number is 0, and all that is left is rounding
-        yield Compared("dx", found[0], dx, width, 1)
-        yield Compared("dweight", found[1], (wide(dy) * n).sum(axis=0), rows, 1)
-    yield Compared("dbias", found[2], wide(dy).sum(axis=0), rows)
+        yield Compared("dx", found.dx, dx, width, 1)
+        yield Compared("dresidual", found.dresidual, dx, width, 1)
+        yield Compared("dweight", found.dweight, (wide(dy) * n).sum(axis=0), rows, 1)
+    yield Compared("dbias", found.dbias, wide(dy).sum(axis=0), rows)
 
 
 def _column_sum(lab: Lab, dtype: DType) -> Iterator[Compared]:
@@ -241,6 +244,7 @@ def elementwise_group(lab: Lab) -> None:
     lab.check("random numbers", _random)
     for dtype in DTYPES:
         lab.check(f"tokens {name_of(dtype)}", _tokens, dtype)
+        lab.check(f"largest of a row {name_of(dtype)}", _top_k, dtype)
 
 
 def _gelu(lab: Lab, dtype: DType, form: str) -> Iterator[Compared]:
@@ -291,6 +295,18 @@ def _tokens(lab: Lab, dtype: DType) -> Iterator[Compared]:
         yield Compared(f"top {top_k}", ours.array, sample_logits.reference(logits, **options)[0])
 
 
+def _top_k(lab: Lab, dtype: DType) -> Iterator[Compared]:
+    """The ids that a stable sort puts first: of equal numbers the ones that come first."""
+    rows, V = (3, 70) if lab.tiny else (64, 50_257)
+    x = lab.normal(rows, V, dtype=dtype)
+    for k in (1, 50, min(V, sampling.MOST)):
+        for largest in (True, False):
+            order = np.argsort(wide(x) * (-1 if largest else 1), axis=1, kind="stable")
+            ours = argtopk(as_tensor(lab.put(x)), k, largest=largest)
+            wrong = lab.host(ours.array) != order[:, :k]
+            yield Compared(f"{k} {'largest' if largest else 'smallest'}", wrong * 1.0, wrong * 0.0)
+
+
 def _embedding(lab: Lab, dtype: DType) -> Iterator[Compared]:
     V, C, n = (11, 20, 90) if lab.tiny else (50_304, 768, 16_384)
     table, dy = lab.normal(V, C, dtype=dtype), lab.normal(n, C, dtype=dtype)
@@ -310,52 +326,6 @@ def _family(lab: Lab, name: str, dtype: DType) -> Iterator[Compared]:
     given = [lab.put(x) for x in (a, b, c)[:number]]
     ours = elementwise.apply(name, *given, s=1.5)
     yield Compared("y", ours, EXACT[name](*map(wide, (a, b, c))))
-
-
-# --- the optimizer -------------------------------------------------------------------------------
-
-
-def optimizer_group(lab: Lab) -> None:
-    """AdamW in its three forms, the joint norm, clipping."""
-    for dtype, keep in ((FLOAT32, "plain"), (bfloat16, "master"), (bfloat16, "stochastic")):
-        lab.check(f"AdamW {keep}", _adamw, dtype, keep)
-    for dtype in DTYPES:
-        lab.check(f"norm and clipping {name_of(dtype)}", _norm, dtype)
-
-
-def _adamw(lab: Lab, dtype: DType, keep: str) -> Iterator[Compared]:
-    from ..optim.adamw import adamw_reference
-
-    count = 75 if lab.tiny else 5_000_011
-    options: dict[str, Any] = {
-        "step": 3, "lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1,
-    }  # fmt: skip
-    value, gradient = lab.normal(count, dtype=dtype), lab.normal(count, dtype=dtype)
-    m, v = lab.normal(count), np.abs(lab.normal(count)) + np.float32(0.1)
-    master = value.astype(np.float32) if keep == "master" else None
-    on = [lab.put(x) for x in (value, gradient, m, v)]
-    held = lab.put(master)
-    factors = optimizer.factors_for(on[0], options)
-    rounded_by = DRAW if keep == "stochastic" else None
-    optimizer.adamw(on[0], on[1], on[2], on[3], factors, master=held, draw=rounded_by)
-    exact = adamw_reference(*map(wide, (value, gradient, m, v)), **options)
-    if keep == "master":
-        yield Compared("master weights", held, exact[0], 16)
-    # Rounding at random goes up or down: a whole unit.
-    yield Compared("weights", on[0], exact[0], 16, 1 if keep == "stochastic" else 0)
-    yield Compared("mean", on[2], exact[1], 16)
-    yield Compared("mean square", on[3], exact[2], 16)
-
-
-def _norm(lab: Lab, dtype: DType) -> Iterator[Compared]:
-    arrays = [lab.normal(n, dtype=dtype) for n in ((50, 7) if lab.tiny else (3_000_001, 77))]
-    on = [lab.put(x) for x in arrays]
-    total = math.sqrt(sum((wide(x) ** 2).sum() for x in arrays))
-    norm, scale = optimizer.global_norm(on, 1.0)
-    yield Compared("norm", norm, np.array([total]))
-    yield Compared("scale", scale, np.array([min(1.0, 1.0 / (total + 1e-6))]))
-    optimizer.scale_in_place(on[0], scale)
-    yield Compared("clipped", on[0], wide(arrays[0]) / (total + 1e-6), 1)
 
 
 # --- operations ----------------------------------------------------------------------------------
@@ -390,9 +360,11 @@ def calls(lab: Lab) -> list[Call]:
         Call(network_ops.softmax, ((B, T, C),), {}, C, 3),
         Call(network_ops.log_softmax, ((B, T, C),), {}, C, 3),
         Call(network_ops.layer_norm, ((B, T, C), (C,), (C,)), {}, n),
+        Call(network_ops.add_layer_norm, ((B, T, C), (B, T, C), (C,), (C,)), {}, n),
         Call(elementwise_ops.gelu, ((B, T, C),), {"approximate": "tanh"}, 1),
         *(Call(curve, ((B, T, C),), {}, 1, 4) for curve in pointwise.CURVES),
         *(Call(both, ((B, T, C), (B, T, C)), {}, 1) for both in pointwise.ARITHMETIC),
+        *(Call(join, ((T, C),) * 9, {"axis": 1}, 1) for join in (concatenate_all, stack_all)),
         Call(network_ops.dropout, ((B, T, C),), {"p": 0.2, "draw": DRAW}, 1),
         Call(network_ops.embedding, ((V, C), ids), {}, n),
         Call(network_ops.cross_entropy, ((n, V), target, None), {}, V, 4),
@@ -403,7 +375,7 @@ def calls(lab: Lab) -> list[Call]:
     ]  # fmt: skip
 
 
-WITHOUT_GRADIENT = {"sample_logits"}  # the elementwise group has its case
+WITHOUT_GRADIENT = {"argtopk", "sample_logits"}  # the elementwise group has their cases
 
 
 def operations_group(lab: Lab) -> None:
@@ -438,7 +410,7 @@ def _operation(lab: Lab, call: Call, dtype: DType) -> Iterator[Compared]:
     given = [made(x) for x in call.inputs]
     outputs = []
     seeds = np.random.default_rng(1)
-    dy: Any = None
+    dys: list[Any] = []
     for exact in (False, True):
         tensors = [_tensor(wide(x) if exact else lab.put(x)) for x in given]
         varied = [t for t in tensors if t is not None and t.requires_grad]
@@ -447,14 +419,14 @@ def _operation(lab: Lab, call: Call, dtype: DType) -> Iterator[Compared]:
                 y = call.operation(*tensors, **call.options)
         else:
             y = call.operation(*tensors, **call.options)
-        if dy is None:
-            dy = seeds.standard_normal(y.shape).astype(np.float32).astype(dtype)
-        cotangent = as_tensor(wide(dy) if exact else lab.put(dy))
+        ys = y if isinstance(y, tuple) else (y,)
+        dys = dys or [seeds.standard_normal(y.shape).astype(np.float32).astype(dtype) for y in ys]
+        cotangents = [as_tensor(wide(dy) if exact else lab.put(dy)) for dy in dys]
         with reference_ops() if exact else autograd.enable_grad():
-            grads = autograd.grad(y, varied, cotangent)
-        outputs.append([y, *grads])
+            grads = autograd.grad(ys, varied, cotangents)
+        outputs.append([*ys, *grads])
     for i, (ours, right) in enumerate(zip(*outputs, strict=True)):
-        what = "y" if not i else f"gradient {i}"
+        what = f"output {i}" if i < len(dys) else f"gradient {i - len(dys)}"
         wanted = FLOAT32 if call.loss and not i else dtype
         if ours.dtype != wanted:
             raise TypeError(f"{what} of {call.operation.__name__} is {ours.dtype}, not {wanted}")

@@ -8,14 +8,15 @@
     dist.destroy_process_group()
 
 Names are PyTorch's. To read it: `parallel.py` (what happens to the gradients), `group.py` (who is
-there, and the collectives), `mpi.py`, `shared.py` and `nccl.py` (how bytes move), `lane.py` (beside
-the computation), `witness.py` (what happens when somebody is missing), `zero.py` (sharded
-optimizers).
+there, and the collectives), `machine.py` (where), `mpi.py`, `shared.py` and `nccl.py` (how bytes
+move), `lane.py` (beside the computation), `witness.py` (what happens when somebody is missing),
+`zero.py` (sharded optimizers) and `arriving.py` (parameters that come during the forward pass).
 """
 
 from __future__ import annotations
 
 from .agreement import check_agreement as check_agreement
+from .agreement import last_words as last_words
 from .group import DEFAULT_TIMEOUT as DEFAULT_TIMEOUT
 from .group import Place as Place
 from .group import all_gather as all_gather
@@ -34,6 +35,7 @@ from .group import is_available as is_available
 from .group import is_initialized as is_initialized
 from .group import reduce_scatter_tensor as reduce_scatter_tensor
 from .lane import Work as Work
+from .mpi import launched_rank as launched_rank
 from .operations import ReduceOp as ReduceOp
 from .parallel import DistributedDataParallel as DistributedDataParallel
 from .parallel import seed_micro_batch as seed_micro_batch

@@ -2,13 +2,17 @@
 
 A rank with other code, another configuration or other weights does not fail: it spoils the run, and
 nothing shows it. `check_agreement` is for the start of a run; `DistributedDataParallel` repeats the
-check of the parameters every so many steps where it is told to.
+check of the parameters every so many steps where it is told to. `last_words` is for a program that
+refuses its work, which all ranks do alike: then one of them may say so.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import platform
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,10 @@ import numpy as np
 
 from ..backend import to_numpy
 from ..tensor import Tensor
-from .group import current
+from . import mpi
+from .group import current, is_initialized
+
+LONGEST_SENTENCE = 4096  # bytes
 
 
 def check_agreement(
@@ -28,10 +35,11 @@ def check_agreement(
 ) -> None:
     """Raises RuntimeError on every rank if one of them differs, with the same sentence.
 
-    Compared are the numbers of `parameters`, each entry of `configuration` (by its repr) and the
-    source files of the packages `code`, besides the Python program that was started.
+    Compared are the numbers of `parameters`, each entry of `configuration` (by its repr), the
+    source files of the packages `code`, the Python program that was started, and the versions of
+    Python and NumPy.
     """
-    mine = {"the code": code_hash(code)}
+    mine = {"the code": code_hash(code), "the versions of Python and NumPy": versions()}
     for name, value in (configuration or {}).items():
         mine[f"the configuration's {name}"] = repr(value)
     if parameters is not None:
@@ -78,6 +86,10 @@ def parameters_hash(parameters: Iterable[Tensor]) -> str:
     return total.hexdigest()
 
 
+def versions() -> str:
+    return f"{platform.python_version()} and {np.__version__}"
+
+
 def code_hash(packages: Iterable[str]) -> str:
     """A hash of the packages' Python files and of the program that this process runs."""
     total = hashlib.blake2b(digest_size=8)
@@ -91,3 +103,42 @@ def code_hash(packages: Iterable[str]) -> str:
     if program is not None and Path(program).is_file():
         total.update(Path(program).read_bytes())
     return total.hexdigest()
+
+
+_unanswered: list[Any] = []  # MPI may still write to its arrays while the process ends
+
+
+def last_words(sentence: str, patience: float = 5.0) -> list[str] | None:
+    """What each rank says before it ends, in their order; None if one of them says nothing.
+
+    The ranks need not be joined yet. They are waited for `patience` seconds: who gets None ends
+    alone, and if it is not joined either, it must leave by `os._exit`, because the others will not
+    meet it in MPI_Finalize.
+    """
+    size = mpi.launched_size()
+    if size == 1:
+        return [sentence]
+    try:
+        MPI = importlib.import_module("mpi4py.MPI")
+    except ImportError:
+        return [sentence] * size  # all of them lack it
+    world = MPI.COMM_WORLD
+    if world.Get_size() != size:
+        return [sentence] * size  # it is not the launcher's MPI, on any rank
+    if is_initialized() and MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        return None  # another thread may be in MPI now
+    own, everyone = (
+        np.zeros(LONGEST_SENTENCE, np.uint8),
+        np.zeros((size, LONGEST_SENTENCE), np.uint8),
+    )
+    said = sentence.encode()[:LONGEST_SENTENCE]
+    own[: len(said)] = np.frombuffer(said, np.uint8)
+    request = world.Iallgather([own, MPI.BYTE], [everyone, MPI.BYTE])
+    _unanswered.append((request, own, everyone))
+    ends = time.monotonic() + patience
+    while not request.Test():
+        if time.monotonic() > ends:
+            return None
+        time.sleep(0.01)
+    _unanswered.clear()
+    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in everyone]

@@ -12,15 +12,17 @@ import datetime
 import importlib.util
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..autograd import note_write
-from ..backend import Array, array_module, cuda_device_count, cupy, device, is_floating
+from ..backend import Array, array_module, cupy, device, is_floating
 from ..tensor import Tensor
-from . import mpi, nccl, shared
+from . import machine, mpi, nccl, shared
 from .lane import Done, StreamLane, ThreadLane, Work
 from .operations import ReduceOp
-from .watch import Watch, start_witness
+from .watch import Watch, reach, start_witness
+
+T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 600.0  # seconds
 
@@ -37,9 +39,8 @@ class Place(NamedTuple):
 class Group:
     """What the ranks of one run share. A group of one computes nothing and needs no library."""
 
-    def __init__(self, place: Place, hosts: Sequence[str] = ()) -> None:
+    def __init__(self, place: Place) -> None:
         self.place = place
-        self.hosts = list(hosts)
         self.watch: Watch | None = None
         self.cpu: Any = None  # MpiCommunicator
         self.gpu: Any = None  # NcclCommunicator
@@ -70,19 +71,26 @@ class Group:
 
     def abort(self) -> None:
         if self.gpu is not None:
+            self._use_device()
             self.gpu.abort()
 
     def check(self) -> None:
         """Raise what went wrong in the background since the last look."""
         if self.gpu is not None:
+            self._use_device()
             self.gpu.check()
 
+    def _use_device(self) -> None:
+        """Each thread has a current GPU of its own, the first one unless it is told otherwise."""
+        cupy().cuda.Device(self.place.device.index).use()
+
     def close(self) -> None:
+        if self.cpu_lane is not None:
+            self.launch("destroy_process_group", (), lambda comm: comm.barrier()).wait()
         if self.gpu_lane is not None:
             self.gpu_lane.close()
             self.gpu.close()
         if self.cpu_lane is not None:
-            self.launch("destroy_process_group", (), lambda comm: comm.barrier()).wait()
             self.cpu_lane.close()
             self.cpu.close()
         if self.watch is not None:
@@ -116,56 +124,99 @@ def init_process_group(
     seconds = timeout.total_seconds() if isinstance(timeout, datetime.timedelta) else timeout
     if not seconds > 0:
         raise ValueError(f"init_process_group: the timeout must be positive, got {timeout}")
-    where = device if device is not None else ("cuda" if backend == "nccl" else "cpu")
+    where = _asked(device if device is not None else ("cuda" if backend == "nccl" else "cpu"))
     if mpi.launched_size() == 1:
-        _group = Group(Place(0, 1, 0, _own_device(where, 0, 1)))
+        _group = Group(Place(0, 1, 0, where if where.type != "cuda" else _own_gpu(where, 0, 1, 1)))
         return _group.place
     comm = mpi.connect()
     rank, size = comm.Get_rank(), comm.Get_size()
-    hosts = comm.allgather(socket.gethostname())
-    local_rank = hosts[:rank].count(hosts[rank])
-    mine, problem = None, ""
-    try:
-        mine = _own_device(where, local_rank, hosts.count(hosts[rank]))
-        if mine.type == "cuda":
-            nccl.library()
-    except (RuntimeError, ValueError) as error:
-        problem = str(error)
-    # All refuse or none: a rank that stopped alone would leave the others waiting.
-    problems = comm.allgather(problem)
-    if any(problems):
-        first = next(r for r, text in enumerate(problems) if text)
-        raise RuntimeError(problem or f"rank {first} cannot take part: {problems[first]}")
-    assert mine is not None
-    kinds = comm.allgather(mine.type)
+    kinds = comm.allgather(where.type)
     if len(set(kinds)) > 1:
         raise RuntimeError(f"init_process_group: the ranks chose different devices: {kinds}")
-    group = Group(Place(rank, size, local_rank, mine), hosts)
-    port = comm.bcast(start_witness(size, seconds) if rank == 0 else None)
-    address = "127.0.0.1" if len(set(hosts)) == 1 else hosts[0]
-    group.watch = Watch(rank, size, (address, port), seconds, group.abort, group.check)
+    machines = comm.allgather(machine.identity())
+    local_rank = machines[:rank].count(machines[rank])
+    if where.type == "cuda":
+        where = _shared_out(comm, where, machines[rank])
+    group = Group(Place(rank, size, local_rank, where))
+    group.watch = _watched(comm, group, seconds)
+    joining = group.watch.enter("joining")
     group.cpu = shared.communicator(comm)
     group.cpu_lane = ThreadLane(group.watch)
-    if mine.type == "cuda":
-        cupy().cuda.Device(mine.index).use()
+    if where.type == "cuda":
+        cupy().cuda.Device(where.index).use()
         identity = comm.bcast(nccl.library().get_unique_id() if rank == 0 else None)
         group.gpu = nccl.NcclCommunicator.connect(rank, size, identity)
         group.gpu_lane = StreamLane(cupy().cuda, group.watch)
+    group.watch.leave(joining)
     _group = group
     return group.place
 
 
-def _own_device(where: device | str, local_rank: int, local_size: int) -> device:
-    asked = device(where)
-    if asked.type == "cpu":
-        return asked
-    count = cuda_device_count()
-    if asked.index is None and local_size > max(count, 1):
+def _asked(name: device | str) -> device:
+    return device(name)
+
+
+def _agreed(comm: Any, task: Callable[[], T]) -> T:
+    """What `task` answers. Where it fails on one rank, all raise RuntimeError.
+
+    A rank that stopped alone would leave the others waiting.
+    """
+    answers, problem = [], ""
+    try:
+        answers.append(task())
+    except (RuntimeError, ValueError, OSError) as error:
+        problem = str(error)
+    problems = comm.allgather(problem)
+    if any(problems):
+        first = next(r for r, text in enumerate(problems) if text)
+        raise RuntimeError(problem or f"rank {first} cannot take part: {problems[first]}")
+    return answers[0]
+
+
+def _watched(comm: Any, group: Group, seconds: float) -> Watch:
+    """Rank 0 starts the witness, and every rank finds its way there."""
+    rank, size = comm.Get_rank(), comm.Get_size()
+    own = _agreed(comm, lambda: start_witness(size, seconds) if rank == 0 else None)
+    meeting = comm.bcast(own)
+    watches: list[Watch] = []
+
+    def watch() -> Watch:
+        connection = reach(meeting, rank, seconds)
+        watches.append(Watch(rank, size, connection, seconds, group.abort, group.check))
+        return watches[0]
+
+    try:
+        return _agreed(comm, watch)
+    except RuntimeError:
+        for one in watches:
+            one.close()
+        raise
+
+
+def _shared_out(comm: Any, where: device, own_machine: str) -> device:
+    """This rank's GPU: ranks that see the same ones take one each.
+
+    (SLURM may show each task of a machine a GPU of its own, which is number 0 to all of them.)
+    """
+
+    def visible() -> tuple[str, ...]:
+        nccl.library()
+        return machine.gpus()
+
+    gpus = _agreed(comm, visible)
+    seen, rank = comm.allgather((own_machine, gpus)), comm.Get_rank()
+    earlier, sharers = seen[:rank].count(seen[rank]), seen.count(seen[rank])
+    return _agreed(comm, lambda: _own_gpu(where, earlier, sharers, len(gpus)))
+
+
+def _own_gpu(where: device, number: int, sharers: int, count: int) -> device:
+    """The GPU of rank `number` of `sharers`, which all see `count` of them."""
+    if where.index is None and sharers > max(count, 1):
         raise RuntimeError(
-            f"init_process_group: {local_size} ranks on {socket.gethostname()}, where CuPy sees "
+            f"init_process_group: {sharers} ranks on {socket.gethostname()}, where CuPy sees "
             f"{count} GPUs; NCCL needs one for each rank"
         )
-    return device("cuda", local_rank if asked.index is None else asked.index)
+    return device("cuda", number if where.index is None else where.index)
 
 
 def destroy_process_group() -> None:

@@ -93,12 +93,16 @@ class ThreadLane:
 
 
 class _StreamWork:
-    def __init__(self, event: Any, stream: Callable[[], Any]) -> None:
+    """`task` is kept until its end: memory that only it knows would be used anew before that."""
+
+    def __init__(self, event: Any, stream: Callable[[], Any], task: Task) -> None:
         self._event = event
         self._stream = stream
+        self._task: Task | None = task
 
     def wait(self) -> None:
         self._stream().wait_event(self._event)
+        self._task = None
 
     def is_completed(self) -> bool:
         return bool(self._event.done)
@@ -116,15 +120,17 @@ class StreamLane:
         self._own = cuda.Stream(non_blocking=True)
 
     def launch(self, name: str, task: Task) -> Work:
+        current = self._cuda.get_current_stream()
         ready = self._cuda.Event(disable_timing=True)
-        ready.record(self._cuda.get_current_stream())
+        ready.record(current)
         self._own.wait_event(ready)
         with self._own:
             task()
         finished = self._cuda.Event(disable_timing=True)
         finished.record(self._own)
-        work = _StreamWork(finished, self._cuda.get_current_stream)
-        if self.watch:
+        work = _StreamWork(finished, self._cuda.get_current_stream, task)
+        # What is captured does not happen now, and its events must not be asked.
+        if self.watch and not current.is_capturing():
             self.watch.enter(name, work.is_completed)
         return work
 

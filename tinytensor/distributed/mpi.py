@@ -43,7 +43,7 @@ COMBINE: dict[ReduceOp, Callable[..., Any]] = {
 
 # What a launcher tells each process that it starts: MPICH and Intel, Open MPI and PMIx, SLURM.
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 
 def launched_size() -> int:
@@ -52,6 +52,14 @@ def launched_size() -> int:
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return 1
+
+
+def launched_rank() -> int:
+    """This process's number among those that the launcher started; 0 without one."""
+    if launched_size() == 1:
+        return 0
+    numbers = (os.environ.get(name, "") for name in RANK_VARIABLES)
+    return next((int(number) for number in numbers if number.isdigit()), 0)
 
 
 def connect() -> Any:
@@ -66,10 +74,12 @@ def connect() -> Any:
             f"distributed: {launched} processes were started, but mpi4py {missing}; {how}"
         ) from None
     if launched > 1 and MPI.COMM_WORLD.size != launched:
+        library = " ".join(MPI.Get_library_version().split("\n")[0].split())
+        if "SLURM_STEP_NUM_TASKS" in os.environ and "PMI_SIZE" not in os.environ:
+            how = "for MPICH it is srun --mpi=pmi2 (srun --mpi=list shows which there are)"
         raise RuntimeError(
             f"distributed: the launcher started {launched} processes, but mpi4py sees "
-            f"{MPI.COMM_WORLD.size}: its MPI ({MPI.Get_library_version().split(chr(10))[0]}) is "
-            f"not the launcher's; {how}"
+            f"{MPI.COMM_WORLD.size}: its MPI ({library}) does not understand the launcher; {how}"
         )
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
         raise RuntimeError(
@@ -85,16 +95,18 @@ def slices(length: int, parts: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def tree(terms: list[Array], combine: Callable[..., Any]) -> Array:
-    """All of `terms` combined, neighbours first; writes into the terms.
+def tree(terms: list[Array], combine: Callable[..., Any], out: Array | None = None) -> Array:
+    """All of `terms` combined, neighbours first; writes into the terms, at last into `out`.
 
     >>> tree([np.array([1.0]), np.array([2.0]), np.array([3.0])], np.add)
     array([6.])
     """
-    while len(terms) > 1:
+    while len(terms) > 2:
         pairs = zip(terms[::2], terms[1::2], strict=False)
         odd = terms[-1:] if len(terms) % 2 else []
         terms = [combine(a, b, out=a) for a, b in pairs] + odd
+    if len(terms) == 2:
+        terms = [combine(*terms, out=terms[0] if out is None else out)]
     return terms[0]
 
 
@@ -137,11 +149,14 @@ class MpiCommunicator:
         starts = [width * part.start for part in parts]
         return [array.view(np.uint8), (counts, starts), self._bytes]
 
-    def _combined(self, rows: Array, op: ReduceOp) -> Array:
-        """The rows, one from each rank, as one; sixteen bits are added up in thirty-two."""
-        narrow = rows.dtype == bfloat16 or rows.dtype == np.float16
-        terms = list(rows.astype(np.float32) if narrow else rows)
-        total = tree(terms, COMBINE[op])
+    def _combined(self, terms: list[Array], op: ReduceOp, out: Array | None = None) -> Array:
+        """The terms, one from each rank, as one, if possible in `out`; writes into the terms.
+
+        Sixteen bits are added up in thirty-two.
+        """
+        if terms[0].dtype == bfloat16 or terms[0].dtype == np.float16:
+            terms, out = [term.astype(np.float32) for term in terms], None
+        total = tree(terms, COMBINE[op], out)
         if op is ReduceOp.AVG:
             total /= self.size
         return total
@@ -152,7 +167,7 @@ class MpiCommunicator:
         """Each array becomes its reduction over all ranks."""
         flat = packed(arrays)
         if flat.nbytes <= SMALL:
-            flat[...] = self._combined(self._gather_rows(flat), op)
+            flat[...] = self._combined(list(self._gather_rows(flat)), op)
         else:
             parts = slices(flat.size, self.size)
             self._reduce_part(flat, parts, op)
@@ -174,7 +189,7 @@ class MpiCommunicator:
         there = [slice(length * r, length * (r + 1)) for r in range(self.size)]
         sent, received = self._parts(array, parts), self._parts(rows, there)
         self._finish(self._comm.Ialltoallv(sent, received))
-        array[mine] = self._combined(rows.reshape(self.size, length), op)
+        array[mine] = self._combined(list(rows.reshape(self.size, length)), op)
 
     def _gather_parts(self, array: Array, parts: Sequence[slice]) -> None:
         in_place = importlib.import_module("mpi4py.MPI").IN_PLACE

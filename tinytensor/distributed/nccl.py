@@ -14,8 +14,10 @@ one machine, twice the same run gives the same bits, and all ranks hold the same
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from .. import backend
@@ -51,6 +53,13 @@ def data_type(array: Array) -> int:
     return TYPES[name]
 
 
+def operation(op: ReduceOp, array: Array) -> int:
+    """NCCL's number for `op`. The sum of truth values is "or", as in NumPy: 1 + 1 would be 2."""
+    if op is ReduceOp.SUM and array.dtype.kind == "b":
+        return OPERATIONS[ReduceOp.MAX]
+    return OPERATIONS[op]
+
+
 class NcclCommunicator:
     """Collectives on contiguous CuPy arrays, enqueued on the current stream.
 
@@ -62,6 +71,8 @@ class NcclCommunicator:
         self._communicator = communicator
         self._nccl = nccl
         self._stream = stream
+        self._ended = False
+        self._lock = threading.Lock()
         self.rank = rank
         self.size = size
 
@@ -75,41 +86,31 @@ class NcclCommunicator:
     def all_reduce(self, arrays: Sequence[Array], op: ReduceOp) -> None:
         """Each array becomes its reduction over all ranks; several are one operation to NCCL."""
         stream = self._stream().ptr
-        self._nccl.groupStart()
-        for array in arrays:
-            self._communicator.allReduce(
-                array.data.ptr,
-                array.data.ptr,
-                array.size,
-                data_type(array),
-                OPERATIONS[op],
-                stream,
-            )
-        self._nccl.groupEnd()
+        with self._grouped():
+            for array in arrays:
+                place, kind = array.data.ptr, data_type(array)
+                self._communicator.allReduce(
+                    place, place, array.size, kind, operation(op, array), stream
+                )
 
     def reduce_scatter(self, array: Array, parts: Sequence[slice], op: ReduceOp) -> None:
         """This rank's part of `array` becomes the reduction; the rest keeps what it held."""
         stream, kind, width = self._stream().ptr, data_type(array), array.itemsize
-        start = array.data.ptr
-        mine = parts[self.rank]
+        start, number = array.data.ptr, operation(op, array)
         if _equal(parts):
+            mine = parts[self.rank]
+            own = start + width * mine.start
             self._communicator.reduceScatter(
-                start,
-                start + width * mine.start,
-                mine.stop - mine.start,
-                kind,
-                OPERATIONS[op],
-                stream,
+                start, own, mine.stop - mine.start, kind, number, stream
             )
             return
-        self._nccl.groupStart()
-        for root, part in enumerate(parts):
-            if part.stop > part.start:
-                place = start + width * part.start
-                self._communicator.reduce(
-                    place, place, part.stop - part.start, kind, OPERATIONS[op], root, stream
-                )
-        self._nccl.groupEnd()
+        with self._grouped():
+            for root, part in enumerate(parts):
+                if part.stop > part.start:
+                    place = start + width * part.start
+                    self._communicator.reduce(
+                        place, place, part.stop - part.start, kind, number, root, stream
+                    )
 
     def all_gather(self, array: Array, parts: Sequence[slice]) -> None:
         """Rank r's part of `array`, which only r holds, is sent to all."""
@@ -121,35 +122,54 @@ class NcclCommunicator:
                 start + width * mine.start, start, mine.stop - mine.start, kind, stream
             )
             return
-        self._nccl.groupStart()
-        for root, part in enumerate(parts):
-            if part.stop > part.start:
-                place = start + width * part.start
-                self._communicator.broadcast(
-                    place, place, part.stop - part.start, kind, root, stream
-                )
-        self._nccl.groupEnd()
+        with self._grouped():
+            for root, part in enumerate(parts):
+                if part.stop > part.start:
+                    place = start + width * part.start
+                    self._communicator.broadcast(
+                        place, place, part.stop - part.start, kind, root, stream
+                    )
 
     def broadcast(self, arrays: Sequence[Array], source: int) -> None:
         """Each array becomes what rank `source` holds."""
         stream = self._stream().ptr
+        with self._grouped():
+            for array in arrays:
+                place, kind = array.data.ptr, data_type(array)
+                self._communicator.broadcast(place, place, array.size, kind, source, stream)
+
+    @contextmanager
+    def _grouped(self) -> Iterator[None]:
+        """Calls that are one operation to NCCL. A group left open would swallow all later calls."""
         self._nccl.groupStart()
-        for array in arrays:
-            self._communicator.broadcast(
-                array.data.ptr, array.data.ptr, array.size, data_type(array), source, stream
-            )
-        self._nccl.groupEnd()
+        try:
+            yield
+        finally:
+            self._nccl.groupEnd()
+
+    # The first of these is called by the thread that watches, until the process ends; NCCL refuses
+    # to be asked about a communicator that is no more, and is not asked while one is freed.
 
     def check(self) -> None:
         """Raise what went wrong on the GPU since the last call, if NCCL noticed anything."""
-        self._communicator.check_async_error()
+        with self._lock:
+            if not self._ended:
+                self._communicator.check_async_error()
 
     def abort(self) -> None:
         """End kernels that wait for a rank that will not come."""
-        self._communicator.abort()
+        if self._end():
+            self._communicator.abort()
 
     def close(self) -> None:
-        self._communicator.destroy()
+        if self._end():
+            self._communicator.destroy()
+
+    def _end(self) -> bool:
+        """Whether it falls to this call to free the communicator."""
+        with self._lock:
+            first, self._ended = not self._ended, True
+        return first
 
 
 def _equal(parts: Sequence[slice]) -> bool:

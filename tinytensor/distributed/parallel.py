@@ -23,7 +23,7 @@ import contextlib
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..autograd import Leaf, during_walk, note_write
@@ -67,6 +67,8 @@ class Bucket:
         self.seen: list[bool] = [False] * len(parameters)  # by any micro-batch of the step
         # Sums of 1, 2, 4, … micro-batches that are to be added to a sum of as many.
         self.sums: list[tuple[int, list[Array]]] = []
+        self.scattered = False  # each rank receives its part of the average only
+        self.sent: list[Array] = []
         self.work: Work | None = None
 
     def begin_walk(self) -> None:
@@ -177,7 +179,6 @@ class DistributedDataParallel(Module):
         self.steps = 0
         self._group = current()
         self._synchronize = True
-        self._scattered = False
         parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError(
@@ -235,9 +236,10 @@ class DistributedDataParallel(Module):
         """The parameters of each bucket, in the order in which the buckets are sent."""
         return [list(bucket.parameters) for bucket in self._buckets]
 
-    def scatter_gradients(self) -> None:
-        """From now on, each rank receives the average of its part of every bucket only."""
-        self._scattered = True
+    def scatter_gradients(self, which: Sequence[bool]) -> None:
+        """From now on, each rank receives the average of its part only, of the marked buckets."""
+        for bucket, scattered in zip(self._buckets, which, strict=True):
+            bucket.scattered = scattered
 
     # --- during the walk ------------------------------------------------------------------------
 
@@ -261,7 +263,7 @@ class DistributedDataParallel(Module):
             # The error is on its way up, and the other ranks may have met it too: waiting for
             # their part could last for ever. What was begun is left to itself.
             for bucket in self._buckets:
-                bucket.work = None
+                bucket.work, bucket.sent = None, []
             return
         if not self._synchronize:
             if self.ordered:
@@ -315,15 +317,13 @@ class DistributedDataParallel(Module):
             _, earlier = bucket.sums.pop()
             for a, b in zip(earlier, arrays, strict=True):
                 b += a
-        for array in arrays:
-            note_write(array)
-        size = self._group.size
-        if size == 1:
+        bucket.sent = arrays
+        if self._group.size == 1:
             return
         megabytes = sum(array.nbytes for array in arrays) / MEGABYTE
         name = f"the reduction of gradient bucket {bucket.number + 1} of {len(self._buckets)}"
         name += f", {megabytes:.3g} MB"
-        if self._scattered:
+        if bucket.scattered:
             bucket.work = self._group.launch(
                 name, arrays, lambda comm: _reduce_scatter(comm, arrays, self.operation)
             )
@@ -336,6 +336,10 @@ class DistributedDataParallel(Module):
         work, bucket.work = bucket.work, None
         if work is not None:
             work.wait()
+        # Not when it is sent: every node that the walk has yet to visit would look at the write.
+        for array in bucket.sent:
+            note_write(array)
+        bucket.sent = []
 
     def _account_for_unused(self) -> None:
         seen = [used for bucket in self._buckets for used in bucket.seen]

@@ -2,17 +2,19 @@
 
 MPI hands a message from process to process in pieces of some kilobytes, one piece a poll. Between
 polls the thread must sleep, or it takes the core from the backward pass: 15 MB between two ranks
-took 1,000 polls and 120 ms, 105 of them asleep. Here each rank copies what it has into a row of a
-shared segment, adds up its own part of all rows, in place, and copies the sums out again:
+took 1,000 polls and 120 ms, 105 of them asleep. Here each rank copies what the others are to add
+into a row of a shared segment, adds up its own part of all rows, and copies the others' sums out:
 
     stage 1     copy in chunk 0
     stage 2     copy in chunk 1     add chunk 0
     stage 3     copy in chunk 2     add chunk 1     copy out chunk 0
     …
 
-Before the next stage a rank waits until all are done with this one. A chunk has one of three slots
-in turn, so that what is written in a stage is read in the next, and nothing else touches it. The
-segment is small and stays in the processor's cache. The order of each sum is that of `mpi.py`.
+A reduce-scatter is the first two columns of it, an all-gather the first and the last. A rank's own
+part of its own numbers is never copied. Before the next stage a rank waits until all are done with
+this one. A chunk has one of three slots in turn, so that what is written in a stage is read in the
+next, and nothing else touches it. The segment is small and stays in the processor's cache. The
+order of each sum is that of `mpi.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from ..backend import Array
 from .mpi import MpiCommunicator, packed, slices, unpack
 from .operations import ReduceOp
 
-Task = Callable[[Array, slice], None]
+Task = Callable[[Array, int], None]
 
 CHUNK = 1 << 20  # bytes of a rank in one slot
 SLOTS = 3
@@ -86,90 +88,103 @@ class SharedMemoryCommunicator(MpiCommunicator):
             time.sleep(pause if looks > EAGER_LOOKS else 0)
         self._window.Sync()
 
-    def _pipeline(self, array: Array, rows: int, *tasks: Task) -> None:
-        """Each task does each chunk of `array`, one stage after the task before it.
+    def _pipeline(self, dtype: Any, rows: int, chunks: int, *tasks: Task) -> None:
+        """Each task does each chunk, one stage after the task before it.
 
-        A task is given a slot as (rows, n) numbers of the array's dtype, and the place of these n
-        in the array. The last stage needs no waiting: its slot is not written again before the
-        stage after the next.
+        A task is given a slot as (rows, n) numbers of `dtype`, and the number of the chunk. The
+        last stage needs no waiting: its slot is not written again before the stage after the next.
         """
-        length = self._slots.shape[1] // rows // array.itemsize
-        chunks = [
-            slice(start, min(start + length, array.size)) for start in range(0, array.size, length)
-        ]
-        first, stages = self._stage, len(chunks) + len(tasks) - 1
+        first, stages = self._stage, chunks + len(tasks) - 1
         for stage in range(stages):
             for behind, task in enumerate(tasks):
-                if 0 <= (number := stage - behind) < len(chunks):
-                    place = chunks[number]
-                    slot = self._slots[(first + number) % SLOTS].reshape(rows, -1)
-                    task(slot.view(array.dtype)[:, : place.stop - place.start], place)
+                if 0 <= (number := stage - behind) < chunks:
+                    slot = self._slots[(first + number) % SLOTS]
+                    task(slot.view(dtype).reshape(rows, -1), number)
             if stage < stages - 1:
                 self._finish_stage()
 
     # --- what a collective is made of -----------------------------------------------------------
 
-    def _add_rows(self, op: ReduceOp) -> Task:
-        """This rank's part of the rows is combined, and the first row holds it then."""
+    def _length(self, dtype: Any, rows: int) -> int:
+        """How many numbers of one rank's part fit in a row, when each rank's part has as many."""
+        return int(self._slots.shape[1] // rows // dtype.itemsize // self.size)
 
-        def combine(rows: Array, place: slice) -> None:
-            part = slices(place.stop - place.start, self.size)[self.rank]
-            total = self._combined(rows[:, part], op)
-            if total.dtype != rows.dtype:  # otherwise the first row is where it was added up
-                rows[0, part] = total
+    def _reduce(self, array: Array, parts: Sequence[slice], op: ReduceOp, publish: bool) -> None:
+        """This rank's part of `array` becomes the reduction; with `publish`, the other parts too.
 
-        return combine
+        A row is a rank's numbers: of each rank's part, so many.
+        """
+        length = self._length(array.dtype, self.size)
+        mine = slice(self.rank * length, (self.rank + 1) * length)
 
-    def _reduce(self, array: Array, op: ReduceOp, wanted: slice) -> None:
-        """`array[wanted]` becomes the reduction over all ranks."""
+        def copy_in(rows: Array, number: int) -> None:
+            for r, part in enumerate(parts):
+                if r != self.rank:
+                    _fill(rows[self.rank, r * length :], array[piece(part, number, length)])
 
-        def copy_in(rows: Array, place: slice) -> None:
-            rows[self.rank] = array[place]
+        def add(rows: Array, number: int) -> None:
+            own = array[piece(parts[self.rank], number, length)]
+            terms = [row[mine][: own.size] for row in rows]
+            result = terms[self.rank]  # nobody has written there
+            terms[self.rank] = own
+            total = self._combined(terms, op, own)
+            if total is not own:
+                own[...] = total
+            if publish:
+                result[...] = own
 
-        def copy_out(rows: Array, place: slice) -> None:
-            common = intersection(place, wanted)
-            array[common] = rows[0, within(common, place)]
+        def copy_out(rows: Array, number: int) -> None:
+            for r, part in enumerate(parts):
+                if r != self.rank:
+                    others = array[piece(part, number, length)]
+                    others[...] = rows[r, r * length :][: others.size]
 
-        self._pipeline(array, self.size, copy_in, self._add_rows(op), copy_out)
+        tasks = [copy_in, add, copy_out] if publish else [copy_in, add]
+        self._pipeline(array.dtype, self.size, chunks(parts, length), *tasks)
 
     # --- collectives ----------------------------------------------------------------------------
 
     def all_reduce(self, arrays: Sequence[Array], op: ReduceOp) -> None:
         """Each array becomes its reduction over all ranks."""
         flat = packed(arrays)
-        self._reduce(flat, op, slice(0, flat.size))
+        self._reduce(flat, slices(flat.size, self.size), op, publish=True)
         unpack(flat, arrays)
 
     def reduce_scatter(self, array: Array, parts: Sequence[slice], op: ReduceOp) -> None:
         """This rank's part of `array` becomes the reduction; the rest keeps what it held."""
-        self._reduce(array, op, parts[self.rank])
+        self._reduce(array, parts, op, publish=False)
 
     def all_gather(self, array: Array, parts: Sequence[slice]) -> None:
         """Rank r's part of `array`, which only r holds, is sent to all."""
-        mine = parts[self.rank]
+        length = self._length(array.dtype, 1)
 
-        def copy_in(rows: Array, place: slice) -> None:
-            common = intersection(place, mine)
-            rows[0, within(common, place)] = array[common]
+        def copy_in(rows: Array, number: int) -> None:
+            _fill(rows[0, self.rank * length :], array[piece(parts[self.rank], number, length)])
 
-        def copy_out(rows: Array, place: slice) -> None:
-            array[place] = rows[0]
+        def copy_out(rows: Array, number: int) -> None:
+            for r, part in enumerate(parts):
+                if r != self.rank:
+                    others = array[piece(part, number, length)]
+                    others[...] = rows[0, r * length :][: others.size]
 
-        self._pipeline(array, 1, copy_in, copy_out)
+        self._pipeline(array.dtype, 1, chunks(parts, length), copy_in, copy_out)
 
     def broadcast(self, arrays: Sequence[Array], source: int) -> None:
         """Each array becomes what rank `source` holds."""
         flat = packed(arrays)
+        whole = slice(0, flat.size)
+        length = self._slots.shape[1] // flat.itemsize
 
-        def copy_in(rows: Array, place: slice) -> None:
+        def copy_in(rows: Array, number: int) -> None:
             if self.rank == source:
-                rows[0] = flat[place]
+                _fill(rows[0], flat[piece(whole, number, length)])
 
-        def copy_out(rows: Array, place: slice) -> None:
+        def copy_out(rows: Array, number: int) -> None:
             if self.rank != source:
-                flat[place] = rows[0]
+                some = flat[piece(whole, number, length)]
+                some[...] = rows[0, : some.size]
 
-        self._pipeline(flat, 1, copy_in, copy_out)
+        self._pipeline(flat.dtype, 1, chunks([whole], length), copy_in, copy_out)
         unpack(flat, arrays)
 
     def barrier(self) -> None:
@@ -182,16 +197,21 @@ class SharedMemoryCommunicator(MpiCommunicator):
         super().close()
 
 
-def intersection(a: slice, b: slice) -> slice:
-    """What two slices have in common; an empty one where that is nothing.
+def _fill(room: Array, numbers: Array) -> None:
+    room[: numbers.size] = numbers
 
-    >>> intersection(slice(2, 6), slice(4, 9)), intersection(slice(0, 2), slice(5, 7))
-    (slice(4, 6, None), slice(5, 5, None))
+
+def chunks(parts: Sequence[slice], length: int) -> int:
+    """How many pieces of `length` the longest part has."""
+    longest: int = max(part.stop - part.start for part in parts)
+    return -(-longest // length)
+
+
+def piece(part: slice, number: int, length: int) -> slice:
+    """The `number`-th piece of `length` of a part; the last one is shorter, later ones are empty.
+
+    >>> piece(slice(10, 15), 1, 3), piece(slice(10, 15), 2, 3)
+    (slice(13, 15, None), slice(15, 15, None))
     """
-    start = max(a.start, b.start)
-    return slice(start, max(start, min(a.stop, b.stop)))
-
-
-def within(inner: slice, outer: slice) -> slice:
-    """`inner`, counted from the beginning of `outer`."""
-    return slice(inner.start - outer.start, inner.stop - outer.start)
+    start = min(part.start + number * length, part.stop)
+    return slice(start, min(start + length, part.stop))

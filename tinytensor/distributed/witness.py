@@ -7,7 +7,10 @@ somebody has waited too long, the witness prints one sentence and sends it to al
 there; they stop by themselves (`watch.py`). It knows the standard library and no tensors: it is
 started as a file of its own, and costs a few megabytes and no processor time.
 
-    python witness.py LISTENING-SOCKET WORLD-SIZE TIMEOUT
+    python witness.py LISTENING-SOCKET WORLD-SIZE TIMEOUT TOKEN FOLDER
+
+A connection that does not begin with the token is none of a rank's (ports are scanned), and is
+dropped. Where the launcher no longer takes what is printed, the sentence is written into FOLDER.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 # Between two looks at what has come: ranks that hurry do not wake this process with every message,
@@ -31,6 +36,12 @@ REST = 0.02  # seconds
 SETTLE = 0.02  # seconds
 # A rank whose process is stopped, or stuck inside one long call, sends nothing.
 SILENCE = 3.0  # times the interval between two reports
+# Without any rank after this time, the one that started this program is no more.
+NOBODY = 120.0  # seconds
+LONGEST_INTRODUCTION = 4096  # bytes
+LAST_RESORT = "tinytensor-stopped.txt"
+# A launcher of several machines may end at the first death, before it has passed on what was said.
+LAUNCHER_ENDS = 0.5  # seconds
 
 
 # Answers, when the time has come, who is guilty and of what; None if it went on after all.
@@ -89,6 +100,7 @@ class Rank:
     """What one rank has said last."""
 
     rank: int
+    host: str = ""
     entered: int = 0  # collectives it has begun, from 1
     inside: bool = False  # whether the last of them is still running
     name: str = ""
@@ -128,9 +140,18 @@ def others_stand(ranks: Iterable[Rank]) -> str:
 class Witness:
     """Listens to `size` ranks; `verdict` becomes a sentence when the run cannot go on."""
 
-    def __init__(self, listener: socket.socket, size: int, timeout: float) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        size: int,
+        timeout: float,
+        token: str = "",
+        folder: Path | None = None,
+    ) -> None:
         self.listener = listener
+        self.folder = folder
         self.size = size
+        self.token = token
         self.timeout = timeout
         self.interval = report_interval(timeout)
         self.ranks: dict[int, Rank] = {}
@@ -139,6 +160,7 @@ class Witness:
         self.suspicions: list[Suspicion] = []
         self.verdict: str | None = None
         self.turn = 0
+        self.began = time.monotonic()
         self.ends = Ends()
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ)
@@ -146,12 +168,9 @@ class Witness:
     def serve(self) -> None:
         """Until every rank has gone, or a verdict has been sent."""
         while self.verdict is None:
-            gone = len(self.ranks) == self.size and not any(
-                rank.connected for rank in self.ranks.values()
-            )
-            if gone and not self.suspicions:
+            if self.deserted() and not self.suspicions:
                 break
-            wait = min((s.due for s in self.suspicions), default=time.monotonic() + 60)
+            wait = min((s.due for s in self.suspicions), default=time.monotonic() + NOBODY / 2)
             events = self.selector.select(max(0.0, wait - time.monotonic()))
             # On a busy machine much may have come meanwhile: all is heard before anything is said.
             while events:
@@ -172,8 +191,17 @@ class Witness:
         self.ends.close()
         self.selector.close()
 
+    def deserted(self) -> bool:
+        """Whether the ranks have been here and parted, or none has ever come."""
+        if not self.ranks:
+            return time.monotonic() - self.began > NOBODY
+        return not any(rank.connected and not rank.finished for rank in self.ranks.values())
+
     def accept(self) -> None:
-        connection, _ = self.listener.accept()
+        try:
+            connection, _ = self.listener.accept()
+        except ConnectionError:  # it was given up before it was taken
+            return
         self.connections[connection] = bytearray()
         self.selector.register(connection, selectors.EVENT_READ)
         self.ends.watch(connection)
@@ -184,7 +212,7 @@ class Witness:
                 self.end(ended)
 
     def receive(self, connection: socket.socket) -> bool:
-        """Hears what has come; false at the end of the connection."""
+        """Hears what has come; false at the end of the connection, and for no rank's."""
         try:
             received = connection.recv(1 << 16)
         except OSError:
@@ -194,8 +222,35 @@ class Witness:
         *lines, rest = bytes(buffer).split(b"\n")
         buffer[:] = rest
         for line in lines:
-            self.hear(connection, json.loads(line))
+            if connection in self.who:
+                self.hear(self.who[connection], json.loads(line))
+            elif not self.welcome(connection, line):
+                return self.turn_away(connection)
+        if connection not in self.who and len(rest) > LONGEST_INTRODUCTION:
+            return self.turn_away(connection)
         return bool(received)
+
+    def welcome(self, connection: socket.socket, line: bytes) -> bool:
+        """Whether the first line is a rank's, which is told that it has come to the right place."""
+        try:
+            message = json.loads(line)
+            if message["token"] != self.token:
+                return False
+            rank = Rank(int(message["rank"]), str(message["host"]))
+        except (ValueError, TypeError, KeyError):
+            return False
+        try:
+            connection.sendall(json.dumps({"token": self.token}).encode() + b"\n")
+        except OSError:
+            return False
+        self.who[connection] = self.ranks[rank.rank] = rank
+        return True
+
+    def turn_away(self, connection: socket.socket) -> bool:
+        """Nothing more is read from a stranger."""
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RD)
+        return False
 
     def end(self, connection: socket.socket) -> None:
         if connection not in self.connections:
@@ -214,11 +269,7 @@ class Witness:
         connection.close()
         del self.connections[connection]
 
-    def hear(self, connection: socket.socket, message: dict[str, Any]) -> None:
-        if "rank" in message:
-            self.who[connection] = self.ranks[message["rank"]] = Rank(message["rank"])
-            return
-        rank = self.who[connection]
+    def hear(self, rank: Rank, message: dict[str, Any]) -> None:
         rank.heard = time.monotonic()
         if "entered" in message:
             rank.entered, rank.name, rank.inside = (
@@ -234,15 +285,16 @@ class Witness:
         if "waited" in message:
             # Reports of the others may be on their way: every rank sends one per interval.
             self.suspect(partial(self.missing, message["waited"]), 2.5 * self.interval)
-        if any(r.finished for r in self.ranks.values()):
-            self.look_for_leavers()
+        self.look_for_leavers()
 
     def look_for_leavers(self) -> None:
         """A rank that ended its program is missing in every later collective."""
-        for gone in self.ranks.values():
-            late = [r for r in self.ranks.values() if r.inside and r.entered > gone.entered]
-            if gone.finished and late:
-                self.suspect(partial(self.left, gone))
+        finished = [rank for rank in self.ranks.values() if rank.finished]
+        if finished:
+            furthest = max((r.entered for r in self.ranks.values() if r.inside), default=0)
+            for gone in finished:
+                if gone.entered < furthest:
+                    self.suspect(partial(self.left, gone))
 
     def suspect(self, question: Question, delay: float = SETTLE, death: bool = False) -> None:
         due = time.monotonic() + delay
@@ -264,17 +316,23 @@ class Witness:
 
     # --- what can be wrong ----------------------------------------------------------------------
 
+    def named(self, ranks: list[Rank]) -> str:
+        """rank 3; ranks 3 and 4 on node2, where the ranks are on several machines"""
+        hosts = sorted({rank.host for rank in ranks})
+        several = len({rank.host for rank in self.ranks.values()}) > 1
+        return f"{listed(ranks)} on {' and '.join(hosts)}" if several else listed(ranks)
+
     def raised(self, rank: Rank, text: str) -> tuple[list[Rank], str]:
-        return [rank], f"{listed([rank])} stopped {rank.where()}: {text}"
+        return [rank], f"{self.named([rank])} stopped {rank.where()}: {text}"
 
     def left(self, rank: Rank) -> tuple[list[Rank], str]:
-        return [rank], f"{listed([rank])} ended its program {rank.where()}"
+        return [rank], f"{self.named([rank])} ended its program {rank.where()}"
 
     def died(self, rank: Rank) -> tuple[list[Rank], str] | None:
         if rank.finished:
             return None
         how = "died without a word (killed, or out of memory)"
-        return [rank], f"{listed([rank])} {how} {rank.where()}"
+        return [rank], f"{self.named([rank])} {how} {rank.where()}"
 
     def missing(self, number: int) -> tuple[list[Rank], str] | None:
         """Which ranks did not come to collective `number` in time."""
@@ -284,24 +342,27 @@ class Witness:
         absent = [r for r in self.ranks.values() if r.entered < number]
         place = f"collective {number} ({waiting[0].name})"
         seconds = f"{self.timeout:g} seconds"
+        now = time.monotonic()
+        suspects = absent or self.ranks.values()
+        silent = [r for r in suspects if now - r.heard > SILENCE * self.interval]
+        sign = ""
+        if silent:
+            since = now - max(r.heard for r in silent)
+            sign = f"no sign of life from {self.named(silent)} for {since:.1f} seconds"
         if absent:
-            now = time.monotonic()
-            silent = [r for r in absent if now - r.heard > SILENCE * self.interval]
             verb = "has" if len(absent) == 1 else "have"
-            sign = ""
-            if silent:
-                since = now - max(r.heard for r in silent)
-                sign = f"; no sign of life from {listed(silent)} for {since:.1f} seconds"
             return absent, (
-                f"{listed(absent)} {verb} not come to {place} in {seconds}, last seen "
-                f"{absent[0].where()}{sign}"
+                f"{self.named(absent)} {verb} not come to {place} in {seconds}, last seen "
+                f"{absent[0].where()}{'; ' if sign else ''}{sign}"
             )
+        if silent:  # a machine that is gone, most likely: nobody ends its connections
+            return silent, f"{sign}, last seen in {place}, which takes more than {seconds}"
         if len({r.name for r in waiting}) > 1:
             return [], f"the ranks are in different collectives as their number {number}"
         return [], f"all ranks have been in {place} for more than {seconds}"
 
     def announce(self, sentence: str) -> None:
-        say(f"tinytensor.distributed: {sentence}")
+        said = say(f"tinytensor.distributed: {sentence}")
         line = json.dumps({"stop": sentence}).encode() + b"\n"
         for connection in self.connections:
             try:
@@ -314,6 +375,12 @@ class Witness:
             for key, _ in self.selector.select(left):
                 if key.fileobj is not self.listener:
                     self.drain(key.fileobj)  # type: ignore[arg-type]
+        several = len({rank.host for rank in self.ranks.values()}) > 1
+        if said and several:
+            said = has_reader(2, LAUNCHER_ENDS)
+        if not said and self.folder is not None:
+            with suppress(OSError), (self.folder / LAST_RESORT).open("a") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
 
     def drain(self, connection: socket.socket) -> None:
         try:
@@ -329,18 +396,31 @@ def report_interval(timeout: float) -> float:
     return min(5.0, timeout / 10)
 
 
-def say(sentence: str) -> None:
-    """One line on the standard error, whole, whatever the other processes write."""
+def say(sentence: str) -> bool:
+    """One line on the standard error, whole, whatever the other processes write.
+
+    False where nobody takes it: a launcher of several machines may be gone before the witness.
+    """
     try:
         os.write(2, f"{sentence}\n".encode())
     except OSError:
-        return
+        return False
+    return True
+
+
+def has_reader(descriptor: int, seconds: float) -> bool:
+    """Whether a pipe still has one after `seconds`; of a file, or where it cannot be asked: yes."""
+    if not hasattr(select, "poll"):
+        return True
+    ends = select.poll()
+    ends.register(descriptor, 0)  # its end is told unasked
+    return not ends.poll(1000 * seconds)
 
 
 def main() -> None:
-    descriptor, size, timeout = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    with socket.socket(fileno=descriptor) as listener:
-        Witness(listener, size, timeout).serve()
+    descriptor, size, timeout, token, folder = sys.argv[1:]
+    with socket.socket(fileno=int(descriptor)) as listener:
+        Witness(listener, int(size), float(timeout), token, Path(folder)).serve()
 
 
 if __name__ == "__main__":

@@ -5,15 +5,19 @@ same ones. Here each rank keeps them for its N-th part only. A step is then
 
     reduce-scatter    rank r receives the average gradient of its part (during the backward pass)
     update            of its part, by an ordinary optimizer
-    all-gather        everybody receives the new weights of everybody's part
+    all-gather        everybody receives the new weights of everybody's part (during the next
+                      forward pass)
 
-and moves as many bytes as the all-reduce that it replaces. The numbers are the same, since every
-update is elementwise. (S. Rajbhandari et al., "ZeRO: memory optimizations toward training trillion
-parameter models", SC 2020.)
+and moves as many bytes as the all-reduce that it replaces, half of them beside the forward pass,
+where an all-reduce has nothing to send. Weights that a layer reads, or anybody else, have arrived
+by then (`arriving.py`). The numbers are the same, since every update is elementwise. (S.
+Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", SC
+2020.)
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,14 +25,17 @@ import numpy as np
 
 from ..autograd import Leaf, enable_grad, note_write
 from ..backend import Array, array_module, to_device
+from ..nn.utils import power_sum
 from ..optim import Optimizer, saved
 from ..optim.flat import FlatBuffer
 from ..optim.optimizer import Group, Params
 from ..tensor import Tensor, as_tensor
 from . import mpi
+from .arriving import Delivery
 from .group import all_reduce, current
+from .lane import Work
 from .operations import ReduceOp
-from .parallel import DistributedDataParallel
+from .parallel import MEGABYTE, DistributedDataParallel
 
 
 class Stretch(NamedTuple):
@@ -37,6 +44,14 @@ class Stretch(NamedTuple):
     buffer: FlatBuffer
     span: slice
     parts: list[slice]  # each rank's, counted from the beginning of the span
+
+
+class Share(NamedTuple):
+    """The parameters of one bucket, whose stretches travel together."""
+
+    stretches: list[Stretch]
+    parameters: list[Tensor]
+    divided: bool  # otherwise each rank updates all of it, and nothing is gathered
 
 
 class Piece(NamedTuple):
@@ -92,6 +107,14 @@ class ZeroRedundancyOptimizer(Optimizer):
     must be those of `params`. `state_dict()` is that of the undivided optimizer, whole, so that a
     run may go on with any number of ranks; before it, all ranks call `consolidate_state_dict()`.
 
+    - `overlap`: `step()` returns while the new parameters are gathered, the first layers' first.
+      Reading a parameter waits for those of its bucket, and for nothing else; whoever holds a
+      parameter's array, or a view of it, over the step makes the step wait for them. With False
+      `step()` returns when all are there.
+    - `undivided`: about this share of the buckets, from 0 to 1, is kept whole on every rank: the
+      gradients are all-reduced and nothing is gathered, for more memory and as many bytes. A
+      backward pass takes twice as long as a forward pass; with 1/3 it has twice as much to hide.
+
         optimizer = ZeroRedundancyOptimizer(
             model.parameters(), tt.optim.AdamW, model=model, lr=3e-4
         )
@@ -102,22 +125,35 @@ class ZeroRedundancyOptimizer(Optimizer):
         params: Params,
         optimizer_class: Callable[..., Optimizer],
         model: DistributedDataParallel | None = None,
+        overlap: bool = True,
+        undivided: float = 0.0,
         **options: Any,
     ) -> None:
+        if not 0.0 <= undivided <= 1.0:
+            raise ValueError(
+                f"ZeroRedundancyOptimizer: undivided is {undivided}, and a share is from 0 to 1"
+            )
         # It checks the groups, and arranges parameters and gradients; it never makes a step, and so
         # never has a state.
         self._whole = optimizer_class(params, **options)
         self.defaults = self._whole.defaults
         self.param_groups = self._whole.param_groups
         self._ranks = current()
-        self._model = model
-        self._stretches = self._cut()
-        self._windows = self._own_windows()
+        self._buffers = self._whole.flat_buffers()
+        self._shares = self._cut(model, undivided)
+        self._windows, self._counts = self._own_windows()
         self._pieces = [piece for window in self._windows for piece in window.pieces]
         self._own, self._group_numbers = self._own_optimizer(optimizer_class, options)
         self._consolidated: dict[str, Any] | None = None
+        self.overlap = overlap
+        # A bucket's gradients come the later, the sooner a forward pass needs its parameters.
+        self._gathered = [share for share in reversed(self._shares) if share.divided]
+        self._deliveries = [
+            Delivery(share.parameters, [stretch.buffer for stretch in share.stretches])
+            for share in self._gathered
+        ]
         if model is not None:
-            model.scatter_gradients()
+            model.scatter_gradients([share.divided for share in self._shares])
 
     def add_param_group(self, param_group: Group) -> None:
         raise RuntimeError(
@@ -127,45 +163,50 @@ class ZeroRedundancyOptimizer(Optimizer):
 
     # --- who has what ---------------------------------------------------------------------------
 
-    def _cut(self) -> list[Stretch]:
+    def _cut(self, model: DistributedDataParallel | None, undivided: float) -> list[Share]:
         """The flat buffers, cut where the model's buckets end, and each cut among the ranks."""
-        buffers = self._whole.flat_buffers()
         everything = [p for group in self.param_groups for p in group["params"]]
-        buckets = self._model.buckets() if self._model is not None else [everything]
+        buckets = model.buckets() if model is not None else [everything]
         given = {id(p) for p in everything if p.requires_grad}
-        if self._model is not None and given != {id(p) for bucket in buckets for p in bucket}:
+        if model is not None and given != {id(p) for bucket in buckets for p in bucket}:
             raise ValueError(
                 "ZeroRedundancyOptimizer: the parameters to be optimized are not those of `model`"
             )
-        stretches = []
-        for bucket in buckets:
+        shares = []
+        for bucket, divided in zip(buckets, _spread(buckets, undivided), strict=True):
             wanted = set(map(id, bucket))
-            for buffer in buffers:
+            stretches = []
+            for buffer in self._buffers:
                 present = [id(p) in wanted for p in buffer.parameters]
                 for run in buffer.runs(present, by_step=False):
                     length = run.span.stop - run.span.start
-                    parts = mpi.slices(length, self._ranks.size)
+                    parts = [slice(0, length)] * self._ranks.size
+                    if divided:
+                        parts = mpi.slices(length, self._ranks.size)
                     stretches.append(Stretch(buffer, run.span, parts))
-        return stretches
+            shares.append(Share(stretches, bucket, divided))
+        return shares
 
-    def _own_windows(self) -> list[Window]:
-        """This rank's part of each stretch, where it has one."""
-        windows = []
-        for stretch in self._stretches:
-            part = stretch.parts[self._ranks.place.rank]
-            start, stop = stretch.span.start + part.start, stretch.span.start + part.stop
-            pieces = []
-            for index, span in enumerate(stretch.buffer.spans):
-                first, last = max(start, span.start), min(stop, span.stop)
-                if first < last:
-                    parameter = stretch.buffer.parameters[index]
-                    tensor = Tensor(stretch.buffer.values[first:last], requires_grad=True)
-                    pieces.append(
-                        Piece(parameter, stretch.buffer, index, slice(first, last), tensor)
-                    )
-            if pieces:
-                windows.append(Window(stretch.buffer, pieces))
-        return windows
+    def _own_windows(self) -> tuple[list[Window], list[bool]]:
+        """What this rank updates of each stretch, and whether it is who counts it in the norm."""
+        windows, counts = [], []
+        rank, size = self._ranks.place.rank, self._ranks.size
+        for number, share in enumerate(self._shares):
+            for stretch in share.stretches:
+                part = stretch.parts[rank]
+                start, stop = stretch.span.start + part.start, stretch.span.start + part.stop
+                pieces = []
+                for index, span in enumerate(stretch.buffer.spans):
+                    first, last = max(start, span.start), min(stop, span.stop)
+                    if first < last:
+                        parameter = stretch.buffer.parameters[index]
+                        tensor = Tensor(stretch.buffer.values[first:last], requires_grad=True)
+                        place = slice(first, last)
+                        pieces.append(Piece(parameter, stretch.buffer, index, place, tensor))
+                if pieces:
+                    windows.append(Window(stretch.buffer, pieces))
+                    counts.append(share.divided or number % size == rank)
+        return windows, counts
 
     def _own_optimizer(
         self, optimizer_class: Callable[..., Optimizer], options: Mapping[str, Any]
@@ -194,18 +235,31 @@ class ZeroRedundancyOptimizer(Optimizer):
     def _options(self, at: int) -> Group:
         return {key: value for key, value in self.param_groups[at].items() if key != "params"}
 
+    def divided(self) -> list[bool]:
+        """For each bucket of the model, whether its parameters are divided among the ranks."""
+        return [share.divided for share in self._shares]
+
     def flat_buffers(self) -> list[FlatBuffer]:
-        """The buffers with all parameters and gradients."""
-        return self._whole.flat_buffers()
+        """The buffers with all parameters and gradients, which have arrived."""
+        if list(map(id, self._whole.flat_buffers())) != list(map(id, self._buffers)):
+            raise RuntimeError(
+                "ZeroRedundancyOptimizer: a parameter has another shape, dtype or device than when "
+                "the parameters were divided among the ranks; make a new optimizer"
+            )
+        return self._buffers
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, or, with `set_to_none=False`, fill them with zeros."""
-        self._whole.zero_grad(set_to_none)
+        for buffer in self._buffers:  # without a look at the parameters, which would wait for them
+            if set_to_none:
+                buffer.drop_gradients()
+            else:
+                buffer.clear_gradients()
 
     # --- the step -------------------------------------------------------------------------------
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update this rank's part, then exchange the parts."""
+        """Update this rank's part, then begin to exchange the parts."""
         self._consolidated = None
         loss = None
         if closure is not None:
@@ -218,25 +272,33 @@ class ZeroRedundancyOptimizer(Optimizer):
             for number, group in zip(self._group_numbers, self._own.param_groups, strict=True):
                 group.update(self._options(number))
             self._own.step()
-        self._gather([stretch.buffer.values for stretch in self._stretches], "parameters")
+        if self._ranks.size > 1:
+            self._exchange()
         return loss
 
-    def _gather(self, arrays: Sequence[Array], what: str) -> None:
-        """Every rank's part of each stretch, to all; `arrays[i]` holds stretch i's buffer."""
+    def _exchange(self) -> None:
+        """Begin to gather what the ranks have updated; wait for what somebody has in his hands."""
+        now = [not self.overlap or delivery.seen() for delivery in self._deliveries]
+        works = self._gather({id(b): b.values for b in self._buffers}, "parameters")
+        for delivery, work in zip(self._deliveries, works, strict=True):
+            delivery.begin(work)
+        for delivery, at_once in zip(self._deliveries, now, strict=True):
+            if at_once:
+                delivery.wait()
+
+    def _gather(self, arrays: Mapping[int, Array], what: str) -> list[Work]:
+        """Every rank's part of each share, to all; `arrays[id(buffer)]` has the buffer's layout."""
         works = []
-        for number, (stretch, array) in enumerate(zip(self._stretches, arrays, strict=True)):
-            flat = array[stretch.span]
-            note_write(flat)
-            name = f"all_gather {number + 1} of {len(self._stretches)} of the {what}"
-            works.append(
-                self._ranks.launch(
-                    name,
-                    [flat],
-                    lambda comm, flat=flat, parts=stretch.parts: comm.all_gather(flat, parts),  # type: ignore[misc]
-                )
-            )
-        for work in works:
-            work.wait()
+        for number, share in enumerate(self._gathered):
+            flats = [arrays[id(stretch.buffer)][stretch.span] for stretch in share.stretches]
+            parts = [stretch.parts for stretch in share.stretches]
+            for flat in flats:
+                note_write(flat)
+            megabytes = sum(flat.nbytes for flat in flats) / MEGABYTE
+            name = f"the gathering of {what}, bucket {number + 1} of {len(self._gathered)}"
+            task = functools.partial(_all_gather, flats=flats, parts=parts)
+            works.append(self._ranks.launch(f"{name}, {megabytes:.3g} MB", flats, task))
+        return works
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Scale all gradients down together so that their joint 2-norm is at most `max_norm`.
@@ -244,21 +306,24 @@ class ZeroRedundancyOptimizer(Optimizer):
         Each rank knows its part of the sum of squares; all scale by the same number. Returns the
         norm as it was.
         """
-        arrays = [
-            piece.buffer.gradients[piece.span]
-            for piece in self._pieces
-            if piece.parameter.grad is not None
-        ]
-        xp = array_module(self._stretches[0].buffer.values)
+        for buffer in self._buffers:
+            buffer.gather_gradients()
+        xp = array_module(self._buffers[0].values)
         total = xp.zeros((), np.float64)
-        for array in arrays:
-            total += xp.sum(xp.square(array.astype(np.float32, copy=False)), dtype=np.float64)
+        arrays = []
+        for window, counts in zip(self._windows, self._counts, strict=True):
+            for run in window.runs(window.gather_gradients(), by_step=False):
+                arrays.append(window.gradients[run.span])
+                if counts:
+                    total += power_sum(arrays[-1], 2.0)
         norm = as_tensor(total)
         all_reduce(norm, ReduceOp.SUM)
         root = xp.sqrt(norm.array).astype(np.float32)
         scale = xp.minimum(max_norm / (root + 1e-6), 1.0)
-        for array in arrays:
-            array *= scale.astype(array.dtype)
+        if xp is not np or not scale >= 1.0:  # on a GPU, looking would mean waiting
+            for array in arrays:
+                note_write(array)
+                array *= scale.astype(array.dtype)
         return as_tensor(xp.asarray(root))
 
     # --- state ----------------------------------------------------------------------------------
@@ -310,7 +375,8 @@ class ZeroRedundancyOptimizer(Optimizer):
             for piece, (_, state) in zip(self._pieces, mine, strict=True):
                 if name in state:
                     flats[id(piece.buffer)][piece.span] = state[name].array
-            self._gather([flats[id(s.buffer)] for s in self._stretches], f"optimizer's {name}")
+            for work in self._gather(flats, f"optimizer's {name}"):
+                work.wait()
             for buffer in self.flat_buffers():
                 for span, parameter in zip(buffer.spans, buffer.parameters, strict=True):
                     number = numbers[id(parameter)]
@@ -357,3 +423,22 @@ class ZeroRedundancyOptimizer(Optimizer):
     def _part(self, piece: Piece, value: Any) -> Array:
         array = value.array if isinstance(value, Tensor) else np.asarray(value)
         return to_device(array.reshape(-1)[piece.inside], piece.buffer.device)
+
+
+def _all_gather(comm: Any, flats: list[Array], parts: list[list[slice]]) -> None:
+    for flat, each in zip(flats, parts, strict=True):
+        comm.all_gather(flat, each)
+
+
+def _spread(buckets: Sequence[Sequence[Tensor]], undivided: float) -> list[bool]:
+    """Which buckets are divided, so that the others are evenly spread and the given share.
+
+    What is to be sent beside each layer then is about the same, in both passes.
+    """
+    divided, done, whole = [], 0.0, 0.0
+    for bucket in buckets:
+        size = sum(p.numel() * p.dtype.itemsize for p in bucket)
+        done += size
+        divided.append(whole + size / 2 > undivided * done)
+        whole += 0 if divided[-1] else size
+    return divided

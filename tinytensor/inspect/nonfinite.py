@@ -123,15 +123,19 @@ def _watching(module: Module | None) -> Iterator[None]:
 
     def watched_call(operation: Operation, *args: Any, **options: Any) -> Any:
         y = call(operation, *args, **options)
-        if isinstance(y, Tensor):
+        outputs = [x for x in (y if isinstance(y, tuple) else (y,)) if isinstance(x, Tensor)]
+        if outputs:
             place = path[-1] if path else ""
-            if y.node is not None and not isinstance(y.node, Leaf):
-                places.setdefault(y.node, place)
-            _judge(operation.__name__, "forward", place, [y], _named(operation, args, options))
+            for node in [x.node for x in outputs if x.node is not None]:
+                # The node of one output among several stands in front of the operation's.
+                for place_of in (node, *(node.parents if isinstance(y, tuple) else ())):
+                    if place_of is not None and not isinstance(place_of, Leaf):
+                        places.setdefault(place_of, place)
+            _judge(operation.__name__, "forward", place, outputs, _named(operation, args, options))
         return y
 
     def watched_vjps(node: Node, dy: Any) -> Sequence[Any]:
-        inputs = [("dy", dy)]
+        inputs = [("dy", given) for given in (dy if isinstance(dy, tuple) else (dy,))]
         inputs += [(f"saved[{i}]", array) for i, array in enumerate(node.saved())]
         gradients = [g.dense() if hasattr(g, "write_to") else g for g in vjps(node, dy)]
         _judge(node.operation, "backward", places.get(node, ""), gradients, inputs)

@@ -166,6 +166,7 @@ class AddLayerNorm(LayerNorm):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        check_size("AddLayerNorm", normalized_shape=normalized_shape)
         super().__init__((normalized_shape,), eps, elementwise_affine, bias, device, dtype)
 
     def forward(  # type: ignore[override]

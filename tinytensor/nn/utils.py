@@ -57,7 +57,7 @@ def clip_grad_norm_(
         norm, scale = cuda.global_norm(arrays, max_norm)
         total = norm.reshape(())
     else:
-        total = _joint_norm([_power_sum(array, norm_type) for array in arrays], norm_type, xp)
+        total = _joint_norm([power_sum(array, norm_type) for array in arrays], norm_type, xp)
     if error_if_nonfinite and not bool(xp.isfinite(total)):
         raise RuntimeError(
             f"clip_grad_norm_: the norm of the gradients is {float(total)}; look for a nan or an "
@@ -90,7 +90,7 @@ def _scale(array: Array, factor: Array) -> None:
     split(flat.size, _LONG, scale)
 
 
-def _power_sum(array: Array, norm_type: float) -> Array:
+def power_sum(array: Array, norm_type: float) -> Array:
     """Σ |g|^norm_type of one array, or max |g|, in float32 or better, on the array's device."""
     xp = array_module(array)
     flat = array.reshape(-1)

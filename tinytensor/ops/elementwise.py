@@ -144,12 +144,10 @@ def _times(a: Array, b: Array) -> Array:
 
 
 def _check_integer_power(a: Any, b: Any) -> None:
-    if _are_integers(a, b):
-        negative = bottom(b) < 0
-        if negative.any() if is_array(negative) else negative:
-            raise ValueError(
-                "power: integers cannot be raised to a negative integer power; use x.float()"
-            )
+    if _are_integers(a, b) and _seen(bottom(b) < 0):
+        raise ValueError(
+            "power: integers cannot be raised to a negative integer power; use x.float()"
+        )
 
 
 def _are_integers(a: Any, b: Any) -> bool:
@@ -203,7 +201,10 @@ def square(x: Array) -> Any:
 @op(promote=True)
 @silent
 def floor_divide(a: Array, b: Array) -> Any:
-    """⌊a / b⌋, towards minus infinity. No gradient. ZeroDivisionError for integers by zero."""
+    """⌊a / b⌋, towards minus infinity. No gradient.
+
+    ZeroDivisionError for integers by zero; on a device, where an array is not looked at, 0.
+    """
     _check_integer_division("floor_divide", a, b)
     return a // b, None
 
@@ -213,17 +214,25 @@ def floor_divide(a: Array, b: Array) -> Any:
 def remainder(a: Array, b: Array) -> Any:
     """a - b·⌊a / b⌋, with the sign of b. Gradients: dy, -dy·⌊a / b⌋.
 
-    ZeroDivisionError for integers by zero.
+    ZeroDivisionError for integers by zero; on a device an array is not looked at, and the result is
+    any number.
     """
     _check_integer_division("remainder", a, b)
     return a % b, (lambda dy: dy, lambda dy: -dy * floor_divide(stop_gradient(a), stop_gradient(b)))
 
 
 def _check_integer_division(name: str, a: Any, b: Any) -> None:
-    if _are_integers(a, b):
-        zero = bottom(b) == 0
-        if zero.any() if is_array(zero) else zero:
-            raise ZeroDivisionError(f"{name}: integer division by zero")
+    if _are_integers(a, b) and _seen(bottom(b) == 0):
+        raise ZeroDivisionError(f"{name}: integer division by zero")
+
+
+def _seen(condition: Any) -> bool:
+    """Whether a condition holds anywhere; numbers on a device, which would have to be waited for,
+    are not looked at.
+    """
+    if not is_array(condition):
+        return bool(condition)
+    return array_module(condition) is np and bool(condition.any())
 
 
 # --- functions of one number ----------------------------------------------------------------------

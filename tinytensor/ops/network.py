@@ -30,6 +30,7 @@ from .linalg import linear
 from .shaping import normalize_axis
 
 __all__ = [
+    "add_layer_norm",
     "cross_entropy",
     "dropout",
     "embedding",
@@ -318,6 +319,31 @@ def layer_norm(
         return rstd * (dn - mean - n * (dn * n).mean(axis=axes, keepdims=True))
 
     return y, (dx, lambda dy: dy * n, lambda dy: dy)
+
+
+@op
+def add_layer_norm(
+    x: Array, residual: Array, weight: Array, bias: Array, eps: float = 1e-5
+) -> tuple[tuple[Array, Array], VJP]:
+    """(x + residual, layer_norm(x + residual)), the norm over the last axis: two outputs.
+
+    x (..., C) is what a layer of a transformer adds to its `residual` stream (..., C), the sum is
+    the stream from there on, and its norm is what the next layer reads. weight and bias (C,) or
+    None. The sum has the wider dtype of the two, the norm that of x: so a float32 stream goes with
+    layers in bfloat16 (as in `dropout_add_layer_norm` of T. Dao's flash-attn). Gradient of both x
+    and residual: dsum + the dx of layer_norm.
+    """
+    total = x + residual
+    normed, rule = layer_norm.reference(total, weight, bias, eps=eps)
+
+    def vjp(dsum: Array, dnormed: Array) -> tuple[Array, ...]:
+        if dnormed is None:
+            return dsum, dsum, None, None
+        dx, dweight, dbias = (function(dnormed) for function in rule)
+        dx = dx if dsum is None else dsum + dx
+        return dx, dx, dweight, dbias
+
+    return (total, normed.astype(x.dtype)), vjp
 
 
 def _check_normalized(x: Array, weight: Array, bias: Array, ndim: int) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from functools import reduce
+from itertools import accumulate, pairwise
+from operator import add
 from typing import Any
 
 from .. import backend
@@ -29,6 +31,7 @@ __all__ = [
     "repeat",
     "reshape",
     "roll",
+    "split",
     "squeeze",
     "stack",
     "stack_all",
@@ -203,6 +206,25 @@ def _explain_concatenate(shapes: list[tuple[int, ...]], axis: int) -> None:
             a != b for i, (a, b) in enumerate(zip(shape, first, strict=True)) if i != axis
         ):
             raise ValueError(f"concatenate: {first} and {shape} may differ in axis {axis} only")
+
+
+@op
+def split(x: Array, indices: Sequence[int] = (), axis: int = 0) -> Any:
+    """x cut along `axis` before each of `indices`, into one view more than there are of these.
+
+    Gradient: those of the pieces, one after the other, and zeros for a piece that led nowhere.
+    """
+    axis, shape = normalize_axis("split", axis, x.ndim), x.shape
+    edges = (0, *indices, shape[axis])
+    places = [(*(slice(None),) * axis, slice(*ends)) for ends in pairwise(edges)]
+
+    def vjp(*dys: Array) -> Array:
+        if all(dy is not None for dy in dys):
+            return array_module(*dys).concatenate(dys, axis=axis)
+        given = zip(dys, places, strict=True)
+        return reduce(add, [scatter_to(dy, at, shape) for dy, at in given if dy is not None])
+
+    return tuple([x[at] for at in places]), vjp
 
 
 @op(promote=True)

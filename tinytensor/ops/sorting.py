@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, array_module, bfloat16
-from ..tensor import Tensor, as_tensor, op
+from ..tensor import op
 from .elementwise import bottom
 
 __all__ = ["argsort", "argtopk"]
@@ -26,15 +26,15 @@ def argsort(x: Array, axis: int = -1, descending: bool = False, stable: bool = F
     return _argsort(x, axis, descending, stable), None
 
 
-def argtopk(x: Any, k: int = 1, axis: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+@op
+def argtopk(x: Array, k: int = 1, axis: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     """Where the k largest (or smallest) elements along `axis` are, in order if `sorted`.
 
     Costs O(n + k log k): the k are split off from the others first. ValueError if there are fewer
     than k elements.
     """
-    array, axis = _comparable("argtopk", x, axis)
-    found = _argtopk(array, k, axis, largest, sorted)
-    return as_tensor(found) if isinstance(x, Tensor) else found
+    x, axis = _comparable("argtopk", x, axis)
+    return _argtopk(x, k, axis, largest, sorted), None
 
 
 def _argtopk(x: Array, k: int, axis: int, largest: bool, sorted: bool) -> Array:

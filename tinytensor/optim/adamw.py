@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..backend import Array, array_module, when_cupy_arrives
+from ..backend import Array, array_module
 from ..cuda import optimizer as cuda
-from ..cuda.device import SimArray
 from ..random import Draw
 from .flat import FlatBuffer
 from .optimizer import Group, Optimizer, Params
@@ -117,41 +116,10 @@ def _adamw_update_numpy(
     value -= scratch
 
 
-def _adamw_update_cuda(
-    value: Array,
-    gradient: Array,
-    exp_avg: Array,
-    exp_avg_sq: Array,
-    scratch: Array,
-    *,
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> None:
-    options: dict[str, Any] = {
-        "step": step, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
-    }  # fmt: skip
-    arrays = (value, gradient, exp_avg, exp_avg_sq)
-    if value.dtype == np.float32 and cuda.updates(*arrays):
-        cuda.adamw(*arrays, cuda.factors_for(value, options))
-    else:
-        cuda.refuse_recording(value.dtype)
-        value[...], exp_avg[...], exp_avg_sq[...] = adamw_reference(*arrays, **options)
-
-
-adamw_update.register(SimArray)(_adamw_update_cuda)
-
-
-@when_cupy_arrives
-def _(kind: type) -> None:
-    adamw_update.register(kind, _adamw_update_cuda)
-
-
 class _AdamFamily(Optimizer):
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
     counts_steps: ClassVar[bool] = True
+    coupled: ClassVar[bool]  # whether the decay is part of the gradient
 
     def check_options(self, group: Group) -> None:
         super().check_options(group)
@@ -159,6 +127,79 @@ class _AdamFamily(Optimizer):
         betas = group["betas"]
         good = len(betas) == 2 and all(0.0 <= beta < 1.0 for beta in betas)
         self._refuse(group, "betas", good, "two numbers in [0, 1)")
+
+    def _update(
+        self,
+        value: Array,
+        gradient: Array,
+        state: Sequence[Array],
+        step: int,
+        group: Group,
+        scratch: tuple[Array, Array],
+    ) -> None:
+        if cuda.updates(value, gradient, *state):
+            self._on_device(value, gradient, state, step, group)
+            return
+        cuda.refuse_recording(value.dtype)
+        options = _options(step, group)
+        temporary, decayed = scratch
+        if self.coupled and group["weight_decay"]:
+            decayed = array_module(value).multiply(value, group["weight_decay"], out=decayed)
+            decayed += gradient
+            gradient = decayed
+        if self.coupled:
+            options["weight_decay"] = 0.0
+        exp_avg, exp_avg_sq = state
+        adamw_update(value, gradient, exp_avg, exp_avg_sq, temporary, **options)
+
+    def _update_with_master(
+        self,
+        value: Array,
+        gradient: Array,
+        master: Array,
+        state: Sequence[Array],
+        step: int,
+        group: Group,
+        scratch: tuple[Array, Array],
+    ) -> None:
+        if cuda.updates(value, gradient, master, *state):
+            self._on_device(value, gradient, state, step, group, master=master)
+        else:
+            super()._update_with_master(value, gradient, master, state, step, group, scratch)
+
+    def _update_at_random(
+        self,
+        value: Array,
+        gradient: Array,
+        place: tuple[Draw, int],
+        state: Sequence[Array],
+        step: int,
+        group: Group,
+        scratch: tuple[Array, Array],
+    ) -> None:
+        if cuda.updates(value, gradient, *state):
+            self._on_device(value, gradient, state, step, group, draw=place[0])
+        else:
+            super()._update_at_random(value, gradient, place, state, step, group, scratch)
+
+    def _on_device(
+        self,
+        value: Array,
+        gradient: Array,
+        state: Sequence[Array],
+        step: int,
+        group: Group,
+        **kept: Any,
+    ) -> None:
+        """The same in one kernel, `kernels/adamw.cu`."""
+        formula = functools.partial(cuda.adamw_factors, coupled=self.coupled)
+        factors = cuda.factors_for(value, formula, _options(step, group))
+        exp_avg, exp_avg_sq = state
+        cuda.adamw(value, gradient, exp_avg, exp_avg_sq, factors, **kept)
+
+    def _scratch(self, buffer: FlatBuffer, part: slice) -> tuple[Array, Array]:
+        # The kernel needs none, and what has no kernel makes its own.
+        return super()._scratch(buffer, part) if buffer.device.type == "cpu" else (None, None)
 
 
 class AdamW(_AdamFamily):
@@ -172,6 +213,8 @@ class AdamW(_AdamFamily):
     (not in PyTorch) they have none, 4 bytes a weight less, and are rounded up or down at random,
     by numbers of the default generator.
     """
+
+    coupled: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -187,56 +230,6 @@ class AdamW(_AdamFamily):
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
         self.stochastic_rounding = stochastic_rounding
-
-    def _update(
-        self,
-        value: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
-        exp_avg, exp_avg_sq = state
-        adamw_update(value, gradient, exp_avg, exp_avg_sq, scratch[0], **_options(step, group))
-
-    def _update_with_master(
-        self,
-        value: Array,
-        gradient: Array,
-        master: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
-        if type(value) is np.ndarray or not cuda.updates(value, gradient, *state):
-            super()._update_with_master(value, gradient, master, state, step, group, scratch)
-        else:
-            factors = cuda.factors_for(value, _options(step, group))
-            exp_avg, exp_avg_sq = state
-            cuda.adamw(value, gradient, exp_avg, exp_avg_sq, factors, master=master)
-
-    def _update_at_random(
-        self,
-        value: Array,
-        gradient: Array,
-        place: tuple[Draw, int],
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
-        if type(value) is np.ndarray or not cuda.updates(value, gradient, *state):
-            super()._update_at_random(value, gradient, place, state, step, group, scratch)
-        else:
-            factors = cuda.factors_for(value, _options(step, group))
-            exp_avg, exp_avg_sq = state
-            cuda.adamw(value, gradient, exp_avg, exp_avg_sq, factors, draw=place[0])
-
-    def _scratch(self, buffer: FlatBuffer, part: slice) -> tuple[Array, Array]:
-        # No update on a device writes into them.
-        return super()._scratch(buffer, part) if buffer.device.type == "cpu" else (None, None)
 
 
 def _options(step: int, group: Group) -> dict[str, Any]:
@@ -256,6 +249,8 @@ class Adam(_AdamFamily):
     D. Kingma and J. Ba, "Adam" (arXiv 1412.6980), with PyTorch's parameters and defaults.
     """
 
+    coupled: ClassVar[bool] = True
+
     def __init__(
         self,
         params: Params,
@@ -267,22 +262,3 @@ class Adam(_AdamFamily):
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
-
-    def _update(
-        self,
-        value: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
-        exp_avg, exp_avg_sq = state
-        temporary, decayed = scratch
-        if group["weight_decay"]:
-            xp = array_module(value)
-            xp.multiply(value, group["weight_decay"], out=decayed)
-            decayed += gradient
-            gradient = decayed
-        options = {**_options(step, group), "weight_decay": 0.0}
-        adamw_update(value, gradient, exp_avg, exp_avg_sq, temporary, **options)

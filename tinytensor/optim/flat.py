@@ -76,7 +76,7 @@ class FlatBuffer:
             self.values = aligned_zeros(self._xp, self.size, self.dtype)
         self._value_views: list[Array] = []
         for span, parameter in zip(self.spans, parameters, strict=True):
-            view = self.values[span].reshape(parameter.shape)
+            view = _owning_view(self.values, span, parameter.shape)
             view[...] = parameter.array
             parameter.value = view
             self._value_views.append(view)

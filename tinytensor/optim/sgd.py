@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from ..backend import Array, array_module
+from ..cuda import optimizer as cuda
+from .flat import FlatBuffer
 from .optimizer import Group, Optimizer, Params
 
 
@@ -65,10 +67,14 @@ class SGD(Optimizer):
         group: Group,
         scratch: tuple[Array, Array],
     ) -> None:
+        if cuda.updates(value, gradient, *state):
+            self._on_device(value, gradient, None, state, step, group)
+            return
+        cuda.refuse_recording(value.dtype)
         xp = array_module(value)
         change, decayed = scratch
         if group["weight_decay"]:
-            xp.multiply(value, group["weight_decay"], out=decayed)
+            decayed = xp.multiply(value, group["weight_decay"], out=decayed)
             decayed += gradient
             gradient = decayed
         if group["momentum"]:
@@ -76,14 +82,50 @@ class SGD(Optimizer):
             if step == 1:
                 buffer[...] = gradient
             else:
-                xp.multiply(gradient, 1 - group["dampening"], out=change)
+                change = xp.multiply(gradient, 1 - group["dampening"], out=change)
                 buffer *= group["momentum"]
                 buffer += change
             if group["nesterov"]:
-                xp.multiply(buffer, group["momentum"], out=change)
+                change = xp.multiply(buffer, group["momentum"], out=change)
                 change += gradient
                 gradient = change
             else:
                 gradient = buffer
-        xp.multiply(gradient, float(group["lr"]), out=change)
+        change = xp.multiply(gradient, float(group["lr"]), out=change)
         value -= change
+
+    def _update_with_master(
+        self,
+        value: Array,
+        gradient: Array,
+        master: Array,
+        state: Sequence[Array],
+        step: int,
+        group: Group,
+        scratch: tuple[Array, Array],
+    ) -> None:
+        if cuda.updates(value, gradient, master, *state):
+            self._on_device(value, gradient, master, state, step, group)
+        else:
+            super()._update_with_master(value, gradient, master, state, step, group, scratch)
+
+    def _on_device(
+        self,
+        value: Array,
+        gradient: Array,
+        master: Array,
+        state: Sequence[Array],
+        step: int,
+        group: Group,
+    ) -> None:
+        """The same in one kernel, `kernels/sgd.cu`."""
+        running = ("momentum", "dampening", "nesterov") if state else ()
+        names = ("lr", "weight_decay", *running)
+        options = {"step": step} | {name: group[name] for name in names}
+        factors = cuda.factors_for(value, cuda.sgd_factors, options)
+        momentum = state[0] if state else None
+        cuda.sgd(value, gradient, factors, momentum=momentum, master=master)
+
+    def _scratch(self, buffer: FlatBuffer, part: slice) -> tuple[Array, Array]:
+        # The kernel needs none, and what has no kernel makes its own.
+        return super()._scratch(buffer, part) if buffer.device.type == "cpu" else (None, None)

@@ -460,7 +460,8 @@ class _Guarded:
 
     def __call__(self, dy: Array) -> Any:
         node = self.node
-        with _unchanged(f"the VJP of {node.operation} {node.shape}", [dy], "dy"):
+        given = [dy] if not isinstance(dy, tuple) else [d for d in dy if d is not None]
+        with _unchanged(f"the VJP of {node.operation} {node.shape}", given, "dy"):
             gradients = self.vjp(dy)
         for gradient in gradients if isinstance(gradients, tuple) else (gradients,):
             if gradient is not None and not hasattr(gradient, "dense"):
