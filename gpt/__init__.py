@@ -1,9 +1,9 @@
 """gpt: language models on tinytensor, from a character vocabulary to a command line.
 
-`model.py` says what is trained, `data.py` and `tokenizer.py` what on, `train.py` how, `runs.py`
-what is left behind, `generate.py` what comes out, `config.py` and `presets.py` which numbers it all
-depends on, and `cli.py` turns `python -m gpt …` into calls. Only public names of tinytensor are
-used here.
+`bigram.py` and `model.py` say what is trained, `data.py` and `tokenizer.py` what on, `train.py`
+how, `runs.py` what is left behind, `generate.py` what comes out, `config.py` and `presets.py` which
+numbers it all depends on, and `cli.py` turns `python -m gpt …` into calls. Only public names of
+tinytensor are used here.
 """
 
 from __future__ import annotations

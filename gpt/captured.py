@@ -14,7 +14,7 @@ import tinytensor as tt
 from gpt import UserError, devices
 from gpt.config import TrainConfig
 from gpt.corpus import Batch
-from gpt.model import LanguageModel
+from gpt.language_model import LanguageModel
 
 
 class CapturedGradients:

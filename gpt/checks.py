@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from gpt import UserError
 from gpt.config import SCRATCH, TrainConfig
 from gpt.corpus import Batch, Corpus, first_windows
 from gpt.devices import device_of, loss_on
-from gpt.model import GPT, LanguageModel, parameter_groups
+from gpt.language_model import LanguageModel, evaluating
+from gpt.model import GPT, parameter_groups
 
 # Two orders of summation differ by a few units in the last place of the largest logits.
 ROUNDING = 1e-4
@@ -241,24 +241,14 @@ def shortened(batch: Batch) -> Batch:
     return x[:ROWS, :TIME], y[:ROWS, :TIME]
 
 
-@contextmanager
-def at_rest(model: LanguageModel) -> Iterator[None]:
-    """Dropout off and nothing recorded."""
-    training = model.training
-    model.eval()
-    with tt.no_grad():
-        yield
-    model.train(training)
-
-
 def logits(model: LanguageModel, idx: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    with at_rest(model):
+    with evaluating(model):
         scores = model(tt.from_numpy(idx).to(device_of(model)))[0]
         return np.array(scores.cpu().numpy())
 
 
 def loss_of(model: LanguageModel, batch: Batch) -> float:
-    with at_rest(model):
+    with evaluating(model):
         return float(loss_on(model, batch).item())
 
 

@@ -18,14 +18,14 @@ Tests hold the one against the other. Go back to `gpt/generate.py`, which draws 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Protocol
 
 import tinytensor as tt
 from gpt.cache import KeyValueCache
 from gpt.devices import device_of
-from gpt.model import GPT, LanguageModel
+from gpt.language_model import LanguageModel, evaluating
+from gpt.model import GPT
 
 # Columns of a padded batch that are read at once: its mask of (B, T, S) and what attention makes of
 # it stay small. A batch without padding has no mask and is read whole.
@@ -39,20 +39,6 @@ def default_slide(block_size: int) -> int:
 def window_start(n: int, block_size: int, slide: int) -> int:
     """Where in a text of n tokens the context of the next one begins."""
     return -(-max(0, n - block_size) // slide) * slide
-
-
-@contextmanager
-def evaluating(model: LanguageModel) -> Iterator[None]:
-    """No dropout and no gradients inside; the switches are back afterwards."""
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
-        with tt.no_grad():
-            yield
-    finally:
-        if was_training:
-            model.train(was_training)
 
 
 class Contexts(Protocol):

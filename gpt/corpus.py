@@ -30,7 +30,7 @@ from gpt.weights import pretrained_tokenizer
 
 Batch = tuple[tt.Tensor, tt.Tensor]
 
-# As many tokens of a folder of shards are plural for its entropies: a second's work.
+# So many tokens of a folder of shards are counted for its entropies: a second's work.
 COUNTED = 1 << 21
 
 

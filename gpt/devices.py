@@ -16,7 +16,7 @@ from gpt import UserError
 
 if TYPE_CHECKING:
     import tinytensor.distributed as dist
-    from gpt.model import LanguageModel
+    from gpt.language_model import LanguageModel
 
 
 def choose(name: str) -> tt.device:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpt.model import LanguageModel
+from gpt.language_model import LanguageModel
 from tinytensor.inspect import Numbers, first_nonfinite
 
 

@@ -25,15 +25,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import tinytensor as tt
-from gpt.model import (
-    MLP,
-    CausalSelfAttention,
-    GPTConfig,
-    TokenHead,
-    check_token_ids,
-    check_vocabulary,
-    initialize_weights,
-)
+from gpt.language_model import check_targets, check_token_ids, check_vocabulary, evaluating
+from gpt.model import MLP, CausalSelfAttention, GPTConfig, TokenHead, initialize_weights
 from tinytensor import Tensor, nn
 from tinytensor.nn import functional as F
 from tinytensor.utils.checkpoint import checkpoint
@@ -210,18 +203,12 @@ class EncoderDecoder(nn.Module):
         V = self.target.vocab_size
         loss = None
         if targets is not None:
-            if targets.shape != idx.shape:
-                raise ValueError(
-                    f"targets are {tuple(targets.shape)} but the input is {tuple(idx.shape)}; "
-                    "they are the input moved by one token and have its shape"
-                )
-            check_vocabulary("targets", targets, V)
+            check_targets(targets, idx, V)
             loss = F.cross_entropy(
                 logits.view(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=self.padding
             )
         return (logits if logits.shape[-1] == V else logits[..., :V]), loss
 
-    @tt.no_grad()
     def greedy(self, source: Tensor, start: int, end: int, max_new_tokens: int) -> Tensor:
         """The likeliest next token, again and again: (B, S) sources to (B, up to max_new_tokens).
 
@@ -234,20 +221,18 @@ class EncoderDecoder(nn.Module):
                 f"max_new_tokens is {max_new_tokens}, but the target's context (block_size) is "
                 f"{self.target.block_size}"
             )
-        was_training = self.training
-        self.eval()
-        memory = self.encode(source)
         B, V = source.shape[0], self.target.vocab_size
         idx = tt.full((B, 1), start, dtype=tt.long, device=source.device)
         done = tt.zeros(B, dtype=tt.bool, device=source.device)
-        for _ in range(max_new_tokens):
-            token = self.decode(idx, memory)[:, -1, :V].argmax(dim=-1)  # (B,)
-            token = token.masked_fill(done, self.padding)
-            idx = tt.cat((idx, token[:, None]), dim=1)
-            done = done | (token == end)
-            if bool(done.all()):
-                break
-        self.train(was_training)
+        with evaluating(self):
+            memory = self.encode(source)
+            for _ in range(max_new_tokens):
+                token = self.decode(idx, memory)[:, -1, :V].argmax(dim=-1)  # (B,)
+                token = token.masked_fill(done, self.padding)
+                idx = tt.cat((idx, token[:, None]), dim=1)
+                done = done | (token == end)
+                if bool(done.all()):
+                    break
         return idx[:, 1:]
 
 

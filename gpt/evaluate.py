@@ -25,9 +25,9 @@ import numpy as np
 
 import tinytensor as tt
 from gpt import UserError, devices
-from gpt.contexts import evaluating
 from gpt.fields import at_least, check_device, check_model, require, with_help
-from gpt.model import GPT, LanguageModel
+from gpt.language_model import LanguageModel, evaluating
+from gpt.model import GPT
 from tinytensor.nn import functional as F
 
 if TYPE_CHECKING:

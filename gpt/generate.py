@@ -20,7 +20,7 @@ from gpt.streaming import TextStream
 
 if TYPE_CHECKING:
     from gpt.config import GenerateConfig
-    from gpt.model import LanguageModel
+    from gpt.language_model import LanguageModel
     from gpt.tokenizer import Tokenizer
 
 ALTERNATIVES = 5  # shown beside each token

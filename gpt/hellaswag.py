@@ -21,10 +21,10 @@ import numpy as np
 import tinytensor as tt
 from gpt import UserError
 from gpt.cache import KeyValueCache
-from gpt.contexts import evaluating
 from gpt.evaluate import losses
 from gpt.files import check_regular
-from gpt.model import GPT, LanguageModel
+from gpt.language_model import LanguageModel, evaluating
+from gpt.model import GPT
 
 if TYPE_CHECKING:
     from gpt.tokenizer import Tokenizer

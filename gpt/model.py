@@ -1,11 +1,8 @@
-"""Two language models, from the one that shows every step to the one that trains fast.
+"""GPT: the mathematics of `gpt/bigram.py` in the shape of GPT-2, which trains fast.
 
-Read from top to bottom. `BigramLanguageModel` is the model of the article "Let's Build our own GPT
-Model from Scratch" (Shubh Mishra, after Andrej Karpathy's lecture): attention written out head by
-head, with its mask and its softmax in sight. `GPT` is the same mathematics in the shape of GPT-2:
-one projection makes the queries, keys and values of all heads, one fused operation attends, and the
-names of the parameters are GPT-2's, so that weights move both ways. `tests/gpt/test_model.py`
-copies weights from the one to the other and gets the same logits.
+One projection makes the queries, keys and values of all heads, one fused operation attends, and the
+names of the parameters are GPT-2's, so that weights move both ways. Read from top to bottom; where
+`gpt/bigram.py` shows a step, this does it.
 
 This file knows tensors and token numbers; it knows nothing of text, files or training. Go next to
 `gpt/train.py`, which trains what is built here.
@@ -21,265 +18,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tinytensor as tt
+from gpt.bigram import (  # noqa: F401 (the article's model is found here, too)
+    BigramLanguageModel,
+    Block,
+    FeedForward,
+    Head,
+    MultiHeadAttention,
+)
+from gpt.language_model import (
+    LanguageModel,
+    check_dropout,
+    check_heads,
+    check_sizes,
+    check_targets,
+    check_token_ids,
+    check_vocabulary,
+)
 from tinytensor import Tensor, nn
 from tinytensor.nn import functional as F
 from tinytensor.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from gpt.cache import KeyValueCache, LayerCache
-
-
-class LanguageModel(nn.Module):
-    """What both models are to the rest of the package: token numbers in, logits and a loss out.
-
-    A subclass sets `vocab_size` and `block_size`, the longest context that it can read, and
-    defines `logits`.
-    """
-
-    vocab_size: int
-    block_size: int
-
-    def logits(self, idx: Tensor) -> Tensor:
-        """Scores (B, T, V) of every possible next token, after each position of `idx` (B, T).
-
-        Columns beyond `vocab_size`, if there are any, are padding: softmax makes them 0.
-        """
-        raise NotImplementedError
-
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """The logits (B, T, V) and, where `targets` (B, T) are given, their mean cross-entropy.
-
-        `targets` are the tokens that come next: `idx` moved by one place (the data moves it, see
-        `gpt/data.py`; nothing is moved here, so it cannot be moved twice). The loss is in nats per
-        token. Raises ValueError for a shape and TypeError for a dtype that cannot be token numbers.
-        """
-        check_token_ids(idx, self.block_size)
-        check_vocabulary("input", idx, self.vocab_size)
-        logits = self.logits(idx)
-        if targets is None:
-            return self._unpadded(logits), None
-        check_targets(targets, idx, self.vocab_size)
-        loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
-        return self._unpadded(logits), loss
-
-    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """The loss of `forward` alone: what training needs, and a model may find it with less."""
-        loss = self(idx, targets)[1]
-        assert loss is not None
-        return loss
-
-    def _unpadded(self, logits: Tensor) -> Tensor:
-        V = self.vocab_size
-        return logits if logits.shape[-1] == V else logits[..., :V]
-
-    @tt.no_grad()
-    def generate(
-        self, idx: Tensor, max_new_tokens: int, generator: tt.Generator | None = None
-    ) -> Tensor:
-        """Continues `idx` (B, T) by `max_new_tokens` sampled tokens; returns all (B, T + new).
-
-        Each token is drawn from the model's own distribution, given the last `block_size` tokens.
-        Dropout is off meanwhile. For temperature, top-k and streaming see `gpt/generate.py`, where
-        a full context drops a quarter at once: with a cache that saves reading it again for each
-        token, as here. With `slide=1` the two draw the same tokens.
-        """
-        was_training = self.training
-        self.eval()
-        for _ in range(max_new_tokens):
-            context = idx[:, -self.block_size :]
-            logits, _ = self(context)
-            probabilities = F.softmax(logits[:, -1, :], dim=-1)  # (B, V)
-            next_token = tt.multinomial(probabilities, num_samples=1, generator=generator)  # (B, 1)
-            idx = tt.cat((idx, next_token), dim=1)
-        self.train(was_training)
-        return idx
-
-
-def check_token_ids(idx: Tensor, block_size: int) -> None:
-    """Says in one sentence why `idx` cannot be read by a model with this context, if it cannot."""
-    if idx.is_floating_point() or idx.dtype == tt.bool:
-        raise TypeError(
-            f"token ids are integers, but the input is {idx.dtype}; the model looks them up in a "
-            "table (x.long() converts)"
-        )
-    if idx.ndim != 2 or idx.shape[1] == 0:
-        raise ValueError(
-            f"token ids are (batch, time) with at least one token, but the input is "
-            f"{tuple(idx.shape)}"
-        )
-    if idx.shape[1] > block_size:
-        raise ValueError(
-            f"the input has {idx.shape[1]} tokens but the model's context (block_size) is "
-            f"{block_size}; keep the last ones, idx[:, -{block_size}:]"
-        )
-
-
-def check_targets(targets: Tensor, idx: Tensor, vocab_size: int) -> None:
-    """Says why these cannot be the tokens that follow those of `idx`, if they cannot."""
-    if targets.shape != idx.shape:
-        raise ValueError(
-            f"targets are {tuple(targets.shape)} but the input is {tuple(idx.shape)}; "
-            "they are the input moved by one token and have its shape"
-        )
-    check_vocabulary("targets", targets, vocab_size)
-
-
-def check_vocabulary(what: str, ids: Tensor, vocab_size: int) -> None:
-    """Names a token that is none: a row of padding would be looked up as if it were one.
-
-    Numbers on a GPU are not looked at: the answer would have to be waited for.
-    """
-    if ids.device.type == "cpu" and (largest := int(ids.numpy().max())) >= vocab_size:
-        raise IndexError(
-            f"the {what}: token {largest} is out of range: there are {vocab_size:,} tokens, "
-            "numbered from 0"
-        )
-
-
-# ---- The article's model: attention with every step in sight ----
-
-
-class Head(nn.Module):
-    """One head of causal self-attention: each position mixes the values of those before it.
-
-    out = softmax(mask(q kᵀ / √D)) v, where mask writes -inf wherever a key lies in the future.
-    """
-
-    tril: Tensor
-
-    def __init__(self, embed_size: int, head_size: int, block_size: int, dropout: float = 0.0):
-        super().__init__()
-        self.head_size = head_size
-        self.key = nn.Linear(embed_size, head_size, bias=False)
-        self.query = nn.Linear(embed_size, head_size, bias=False)
-        self.value = nn.Linear(embed_size, head_size, bias=False)
-        # A constant, so it moves with the module and stays out of its saved weights.
-        self.register_buffer("tril", tt.tril(tt.ones(block_size, block_size)), persistent=False)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        T = x.shape[1]
-        k = self.key(x)  # (B, T, D): what each position offers
-        q = self.query(x)  # (B, T, D): what each position looks for
-        v = self.value(x)  # (B, T, D): what it hands over when found
-        weights = q @ k.transpose(-2, -1) * self.head_size**-0.5  # (B, T, T)
-        weights = weights.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
-        weights = self.dropout(F.softmax(weights, dim=-1))  # e^-inf = 0: no weight on the future
-        return weights @ v  # (B, T, D)
-
-
-class MultiHeadAttention(nn.Module):
-    """H heads side by side, each D wide, concatenated to C = H·D and mixed by one projection.
-
-    It computes `tt.cat([head(x) for head in self.sa_head], dim=-1)`, for all heads at once: the
-    rows of their weights under each other make one product of many small ones. A test compares.
-    """
-
-    def __init__(self, embed_size: int, num_head: int, block_size: int, dropout: float = 0.0):
-        super().__init__()
-        head_size = embed_size // num_head
-        self.sa_head = nn.ModuleList(
-            [Head(embed_size, head_size, block_size, dropout) for _ in range(num_head)]
-        )
-        self.proj = nn.Linear(embed_size, embed_size)
-        self.attention_dropout = dropout
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        B, T, C = x.shape
-        H, D = len(self.sa_head), C // len(self.sa_head)
-        weights = [head.query.weight for head in self.sa_head]
-        weights += [head.key.weight for head in self.sa_head]
-        weights += [head.value.weight for head in self.sa_head]
-        q, k, v = F.linear(x, tt.cat(weights)).split(H * D, dim=2)  # (B, T, H·D) each
-        q = q.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
-        k = k.view(B, T, H, D).transpose(1, 2)
-        v = v.view(B, T, H, D).transpose(1, 2)
-        dropout = self.attention_dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        y = y.transpose(1, 2).reshape(B, T, H * D)  # heads side by side again
-        return self.dropout(self.proj(y))
-
-
-class FeedForward(nn.Module):
-    """Each position by itself: widen fourfold, ReLU, narrow again."""
-
-    def __init__(self, embed_size: int, dropout: float = 0.0):
-        super().__init__()
-        self.ff = nn.Sequential(
-            nn.Linear(embed_size, 4 * embed_size),
-            nn.ReLU(),
-            nn.Linear(4 * embed_size, embed_size),
-            nn.Dropout(dropout),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ff(x)
-
-
-class Block(nn.Module):
-    """Communication, then computation; each normalises its input and adds to what it was given."""
-
-    def __init__(self, embed_size: int, num_head: int, block_size: int, dropout: float = 0.0):
-        super().__init__()
-        self.multihead = MultiHeadAttention(embed_size, num_head, block_size, dropout)
-        self.ff = FeedForward(embed_size, dropout)
-        self.ll1 = nn.LayerNorm(embed_size)
-        self.ll2 = nn.LayerNorm(embed_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.multihead(self.ll1(x))
-        x = x + self.ff(self.ll2(x))
-        return x
-
-
-class BigramLanguageModel(LanguageModel):
-    """The article's model: embeddings, four blocks, a norm and an untied linear head.
-
-    It keeps the name that the article gives it, after the lookup table which the lecture starts
-    from; with its blocks it reads `block_size` tokens, not two. The parameters have the article's
-    names too, but for its spelling of `positional_embedding`. Where the article reads sizes from
-    global variables, they are arguments here, with its values as defaults.
-    """
-
-    def __init__(
-        self,
-        vocab_size: int,
-        block_size: int = 8,
-        embed_size: int = 64,
-        num_head: int = 4,
-        num_layers: int = 4,
-        dropout: float = 0.0,
-    ):
-        super().__init__()
-        check_sizes(
-            vocab_size=vocab_size,
-            block_size=block_size,
-            embed_size=embed_size,
-            num_head=num_head,
-            num_layers=num_layers,
-        )
-        check_heads(embed_size, num_head)
-        check_dropout(dropout)
-        self.vocab_size = vocab_size
-        self.block_size = block_size
-        self.token_embedding_table = nn.Embedding(vocab_size, embed_size)
-        self.positional_embedding = nn.Embedding(block_size, embed_size)
-        self.block = nn.Sequential(
-            *[Block(embed_size, num_head, block_size, dropout) for _ in range(num_layers)]
-        )
-        self.layer_norm = nn.LayerNorm(embed_size)
-        self.linear = nn.Linear(embed_size, vocab_size)
-
-    def logits(self, idx: Tensor) -> Tensor:
-        T = idx.shape[1]
-        tokens = self.token_embedding_table(idx)  # (B, T, C)
-        positions = self.positional_embedding(tt.arange(T, device=idx.device))  # (T, C)
-        x = self.block(tokens + positions)  # (B, T, C)
-        return self.linear(self.layer_norm(x))  # (B, T, V)
-
-
-# ---- GPT: the same mathematics in the shape of GPT-2 ----
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # what GPT-2 was trained with
@@ -589,30 +349,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-
-
-# ---- What both models refuse ----
-
-
-def check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"{name} is a whole number, but it is {size!r}")
-        if size < 1:
-            raise ValueError(f"{name} is at least 1, but it is {size}")
-
-
-def check_heads(width: int, heads: int) -> None:
-    if width % heads:
-        raise ValueError(
-            f"the number of heads must divide the width: {width} channels do not split into "
-            f"{heads} heads of equal size"
-        )
-
-
-def check_dropout(dropout: float) -> None:
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout is a probability in [0, 1), but it is {dropout}")
 
 
 # ---- Sizes that have a name ----

@@ -12,7 +12,8 @@ import dataclasses
 
 from gpt.config import SCRATCH, TrainConfig
 from gpt.fields import flag, require
-from gpt.model import GPT, GPTConfig, LanguageModel
+from gpt.language_model import LanguageModel
+from gpt.model import GPT, GPTConfig
 from gpt.runs import build_model
 from gpt.weights import CONFIG, find_weights, load_gpt2, read_config
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import tinytensor as tt
 from gpt import UserError
+from gpt.bigram import BigramLanguageModel
 from gpt.config import CHANGEABLE, TrainConfig, from_json, to_json
 from gpt.corpus import Batches
 from gpt.files import (
@@ -39,7 +40,8 @@ from gpt.files import (
     write_checksums,
 )
 from gpt.json_files import digest, parse_json
-from gpt.model import GPT, BigramLanguageModel, GPTConfig, LanguageModel
+from gpt.language_model import LanguageModel
+from gpt.model import GPT, GPTConfig
 from gpt.tokenizer import Tokenizer
 from gpt.tokenizers import load_tokenizer
 

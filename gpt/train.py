@@ -27,7 +27,8 @@ from gpt.data import random_stream, stream_seed
 from gpt.diagnosis import all_finite, damaged_parameter, explain
 from gpt.fields import flag
 from gpt.generate import encode_prompt, generate
-from gpt.model import LanguageModel, parameter_groups
+from gpt.language_model import LanguageModel, evaluating
+from gpt.model import parameter_groups
 from gpt.plan import flops_per_token, peak_of, plan_for
 from gpt.plot import plot_losses
 from gpt.pretrained import check_start, starting_model
@@ -357,14 +358,12 @@ def evaluate(model: LanguageModel, corpus: Corpus, config: TrainConfig) -> dict[
 
     They are drawn apart from the others: evaluating changes nothing in the training.
     """
-    model.eval()
     losses = {}
-    with tt.no_grad(), devices.precision(config.precision, devices.device_of(model)):
+    with evaluating(model), devices.precision(config.precision, devices.device_of(model)):
         for split in corpus.splits:
             own = ranks.dealt(list(corpus.evaluation_batches(split)))
             each = ranks.collected(devices.read([devices.loss_on(model, batch) for batch in own]))
             losses[f"{split}_loss"] = sum(each) / len(each)
-    model.train()
     return losses
 
 

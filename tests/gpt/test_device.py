@@ -290,6 +290,9 @@ def test_each_rank_computes_on_its_own_device(config, monkeypatch):
 # ---- Memory and speed ----
 
 
+GPU = "tinytensor.cuda.memory.gpu"
+
+
 def fake_cupy(free, pooled=0):
     class Device:
         def __init__(self, number):
@@ -310,24 +313,24 @@ def fake_cupy(free, pooled=0):
 
 def test_the_plan_compares_with_the_gpu_s_memory(config, monkeypatch):
     where = tt.device("cuda")
-    monkeypatch.setattr("tinytensor.cuda.memory.gpu", lambda: fake_cupy(free=1 << 20, pooled=1 << 10))
+    monkeypatch.setattr(GPU, lambda: fake_cupy(free=1 << 20, pooled=1 << 10))
     planned = plan.plan_for(config, 50, where)
     assert planned.available == (1 << 20) + (1 << 10)
     large = dataclasses.replace(config, n_embd=256)
     with pytest.raises(UserError, match=r"needs about .* but the GPU has 1 MB free"):
         plan.plan_for(large, 50, where).check()
-    monkeypatch.setattr("tinytensor.cuda.memory.gpu", lambda: fake_cupy(free=80 << 30))
+    monkeypatch.setattr(GPU, lambda: fake_cupy(free=80 << 30))
     plan.plan_for(large, 50, where).check()
 
 
 def test_a_cupy_that_cannot_say_what_is_free_stops_nothing(config, monkeypatch):
-    monkeypatch.setattr("tinytensor.cuda.memory.gpu", lambda: types.SimpleNamespace(cuda=None))
+    monkeypatch.setattr(GPU, lambda: types.SimpleNamespace(cuda=None))
     assert plan.plan_for(config, 50, tt.device("cuda")).available is None
 
     def missing():
         raise RuntimeError("no CuPy")
 
-    monkeypatch.setattr("tinytensor.cuda.memory.gpu", missing)
+    monkeypatch.setattr(GPU, missing)
     plan.plan_for(config, 50, tt.device("cuda")).check()
 
 
