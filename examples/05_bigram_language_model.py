@@ -1,6 +1,6 @@
 """The language model of "Let's Build our own GPT Model from Scratch", from a text to a new one.
 
-That is the article that this project began with; `gpt/model.py` has its model. The loop that
+That is the article that this project began with; `gpt/bigram.py` has its model. The loop that
 `python -m gpt train --preset bigram` runs, without its conveniences (run folder, checkpoints,
 resuming, progress bar): the parts of `gpt` put together by hand, on one page.
 

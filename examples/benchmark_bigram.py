@@ -1,6 +1,6 @@
 """How long a training step of the article's model takes, here and in PyTorch.
 
-One process, the same lines of code for both: the source of `gpt/model.py` is executed once more
+One process, the same lines of code for both: the source of `gpt/bigram.py` is executed once more
 with its import lines changed to PyTorch's. PyTorch runs it twice. The result compares with the
 first, which is as the article has it: a loop over the heads, and AdamW as it comes. The second is
 as quick as PyTorch gets without compiling: all heads together, as they are written in that file,

@@ -1,6 +1,6 @@
 """The article's recipe in tinytensor and in PyTorch: do they end at the same validation loss?
 
-Both libraries train the same model, `gpt/model.py` (its source is executed a second time with the
+Both libraries train the same model, `gpt/bigram.py` (its source is executed a second time with the
 import lines changed to PyTorch's), with AdamW on the same Shakespeare. For each seed they begin
 with the same weights and see the same batches, so what remains is the rounding of float32, which
 5,000 steps make grow. Then each is evaluated on the same 200 batches of both splits.

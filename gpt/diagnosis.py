@@ -7,12 +7,22 @@ between is looked at (`tinytensor/inspect`). Used by `gpt/train.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from gpt.language_model import LanguageModel
 from tinytensor.inspect import Numbers, first_nonfinite
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Without NumPy's warnings of overflow: each step is looked at, and a bad one told in full."""
+    with warnings.catch_warnings():  # of all threads, where np.errstate is of this one
+        warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning)
+        yield
 
 
 def all_finite(values: dict[str, float]) -> bool:

@@ -24,7 +24,7 @@ from gpt.checks import check_before_training, close
 from gpt.config import CHANGEABLE, TrainConfig
 from gpt.corpus import Batch, Batches, Corpus, load_corpus
 from gpt.data import random_stream, stream_seed
-from gpt.diagnosis import all_finite, damaged_parameter, explain
+from gpt.diagnosis import all_finite, damaged_parameter, explain, unwarned
 from gpt.fields import flag
 from gpt.generate import encode_prompt, generate
 from gpt.language_model import LanguageModel, evaluating
@@ -120,7 +120,7 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
     flops, peak = flops_per_token(plan.sizes), peak_of(where, config)
     clock = Clock(seconds_before)
 
-    with StopRequest() as stop, progress_bar(step, config.iterations) as bar:
+    with unwarned(), StopRequest() as stop, progress_bar(step, config.iterations) as bar:
         if saved is None:
             facts = {"tokens": corpus.tokens, "vocab_size": corpus.vocab_size, "unit": corpus.unit}
             facts |= {"parameters": parameters, "matmul_peak": round(peak)}

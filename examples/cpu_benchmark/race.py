@@ -18,7 +18,7 @@ from .workloads import NEEDS, WORKLOADS, Turns, token_ids
 
 SHORT = 0.5  # seconds; where a step is shorter, an untimed one first fills the caches again
 CHECKED_STEPS = 3
-GENERATE = (*OURS, "torch")  # who runs the loop of `gpt/model.py`
+GENERATE = (*OURS, "torch")  # who runs `LanguageModel.generate`
 # How far numbers may lie apart. Rounding makes a difference of about 1e-6. The norms may differ by
 # more: PyTorch adds the squares of a large gradient up in float32, and its result for GPT-2 is
 # wrong by 1e-4 to 3e-3.

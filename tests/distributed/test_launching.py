@@ -287,7 +287,7 @@ def test_a_group_parts_before_it_ends_its_communicators():
     one.cpu, one.gpu, one.gpu_lane, one.watch = (part(n) for n in ("cpu", "gpu", "stream", "watch"))
     one.cpu_lane = SimpleNamespace(launch=launch, close=lambda: done.append("thread"))
     one.close()
-    assert done == ["destroy_process_group", "stream", "gpu", "thread", "cpu", "watch"]
+    assert done == ["destroy_process_group", "stream", "thread", "gpu", "cpu", "watch"]
 
 
 # ---- the launcher ----

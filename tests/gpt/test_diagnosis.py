@@ -177,7 +177,6 @@ def test_a_run_stops_with_a_sentence_and_the_steps_checkpoint(config, monkeypatc
         assert np.array_equal(tensor.numpy(), weights[1][name].numpy()), name
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_step_size_far_too_large_leaves_the_last_checkpoint(config):
     # The parameters themselves become infinite; they are not worth keeping.
     absurd = dataclasses.replace(config, learning_rate=3e38, weight_decay=10.0, checkpoint_every=1)

@@ -14,6 +14,7 @@ numbers must have come before the optimizer's step returns (`zero.py`).
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,12 +34,15 @@ class Delivery:
         self._buffers = list(buffers)
         self._views: list[Array] = [parameter.value for parameter in parameters]
         self._work: Work | None = None
+        self._arriving = threading.Lock()
         self._references = self._count_references()
 
     def _count_references(self) -> list[int]:
-        # CuPy traces a view of a view to the buffer's own array, NumPy to the parameter's.
-        buffers = [sys.getrefcount(buffer.values) for buffer in self._buffers]
-        return buffers + list(map(sys.getrefcount, self._views))
+        # NumPy traces a view of a parameter to the parameter's array, and one of the buffer to the
+        # memory below it; CuPy traces both to the buffer's own array.
+        buffers = [buffer.values for buffer in self._buffers]
+        memory = [values.base for values in buffers if values.base is not None]
+        return list(map(sys.getrefcount, [*buffers, *memory, *self._views]))
 
     def seen(self) -> bool:
         """Whether somebody besides the parameters holds an array of these numbers, or a view."""
@@ -57,16 +61,19 @@ class Delivery:
 
     def wait(self) -> None:
         """Return when the numbers are there; raise what went wrong on their way, each time."""
-        work = self._work  # another thread may be here, too
+        work = self._work
         if work is None:
             return
         work.wait()
-        for parameter in self._parameters:
-            held = _slot.__get__(parameter)
-            if isinstance(held, _OnItsWay):
-                _slot.__set__(parameter, held.array)
-                parameter.__class__ = held.kind
-        self._work = None
+        with self._arriving:
+            if self._work is not work:  # another thread was here
+                return
+            for parameter in self._parameters:
+                held = _slot.__get__(parameter)
+                if isinstance(held, _OnItsWay):
+                    _slot.__set__(parameter, held.array)
+                    parameter.__class__ = held.kind
+            self._work = None
 
 
 class _OnItsWay:
@@ -101,6 +108,7 @@ def _waiting(kind: type[Tensor]) -> type[Tensor]:
 
     def reduce(tensor: Tensor) -> Any:  # a copy is of the class that the tensor has afterwards
         look(tensor)
+        tensor.__class__ = kind  # another thread may be about to do it
         return tensor.__reduce__()
 
     members = {

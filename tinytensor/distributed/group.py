@@ -8,6 +8,7 @@ memory that the ranks share (`shared.py`), those on a GPU over NCCL (`nccl.py`),
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import importlib.util
 import socket
@@ -84,14 +85,24 @@ class Group:
         """Each thread has a current GPU of its own, the first one unless it is told otherwise."""
         cupy().cuda.Device(self.place.device.index).use()
 
+    def finish(self) -> None:
+        """Take part in what was begun, and begin nothing more.
+
+        At the end of a program, too, before the watch says goodbye: the others may need this rank
+        for what it has launched and not waited for.
+        """
+        for lane in (self.gpu_lane, self.cpu_lane):
+            if lane is not None:
+                lane.close()
+
     def close(self) -> None:
         if self.cpu_lane is not None:
             self.launch("destroy_process_group", (), lambda comm: comm.barrier()).wait()
-        if self.gpu_lane is not None:
-            self.gpu_lane.close()
+        atexit.unregister(self.finish)
+        self.finish()
+        if self.gpu is not None:
             self.gpu.close()
-        if self.cpu_lane is not None:
-            self.cpu_lane.close()
+        if self.cpu is not None:
             self.cpu.close()
         if self.watch is not None:
             self.watch.close()
@@ -148,6 +159,7 @@ def init_process_group(
         group.gpu = nccl.NcclCommunicator.connect(rank, size, identity)
         group.gpu_lane = StreamLane(cupy().cuda, group.watch)
     group.watch.leave(joining)
+    atexit.register(group.finish)
     _group = group
     return group.place
 
@@ -294,10 +306,13 @@ def all_gather_into_tensor(
     """`output_tensor` (N·n elements) becomes the ranks' inputs (n each), one after the other."""
     size = get_world_size()
     _check_parts("all_gather_into_tensor", output_tensor, input_tensor, size)
-    flat = output_tensor.array.reshape(-1)
-    parts = mpi.slices(flat.size, size)
-    note_write(output_tensor.array)
-    output_tensor.array.reshape(size, -1)[get_rank()] = input_tensor.array.reshape(-1)
+    array = output_tensor.array
+    parts = mpi.slices(array.size, size)
+    note_write(array)
+    rows = array.reshape(size, -1)  # a copy, of some that are not contiguous
+    rows[get_rank()] = input_tensor.array.reshape(-1)
+    if not array.flags.c_contiguous:
+        array[...] = rows.reshape(array.shape)
     return _in_place(
         "all_gather", output_tensor, lambda comm, x: comm.all_gather(x.reshape(-1), parts), async_op
     )

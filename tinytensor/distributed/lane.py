@@ -57,6 +57,7 @@ class _ThreadWork:
             self._error = error
         if watch and ticket:
             watch.leave(ticket)
+        del task  # who holds an array is asked after this (`arriving.py`)
         self._finished.set()
 
     def wait(self) -> Any:
@@ -74,6 +75,7 @@ class ThreadLane:
 
     def __init__(self, watch: Watch | None = None) -> None:
         self.watch = watch
+        self._closed = False
         self._tasks: queue.SimpleQueue[_ThreadWork | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="tinytensor-lane", daemon=True)
         self._thread.start()
@@ -83,11 +85,15 @@ class ThreadLane:
             work.run(self.watch)
 
     def launch(self, name: str, task: Task) -> Work:
+        if self._closed:
+            raise _parted(name)
         work = _ThreadWork(name, task)
         self._tasks.put(work)
         return work
 
     def close(self) -> None:
+        """Returns when everything is done that was launched; nothing can be launched any more."""
+        self._closed = True
         self._tasks.put(None)
         self._thread.join()
 
@@ -116,10 +122,13 @@ class StreamLane:
 
     def __init__(self, cuda: Any, watch: Watch | None = None) -> None:
         self.watch = watch
+        self._closed = False
         self._cuda = cuda
         self._own = cuda.Stream(non_blocking=True)
 
     def launch(self, name: str, task: Task) -> Work:
+        if self._closed:
+            raise _parted(name)
         current = self._cuda.get_current_stream()
         ready = self._cuda.Event(disable_timing=True)
         ready.record(current)
@@ -135,4 +144,13 @@ class StreamLane:
         return work
 
     def close(self) -> None:
+        """As that of a thread."""
+        self._closed = True
         self._own.synchronize()
+
+
+def _parted(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"distributed: {name}, but the ranks have parted (destroy_process_group was called, or the "
+        "program is at its end); join them again, and make a new DistributedDataParallel"
+    )

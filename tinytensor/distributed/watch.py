@@ -206,6 +206,7 @@ class Watch:
         """This rank ends its part in good order."""
         if self._closing:
             return
+        self._forget_finished()
         self._closing = True
         atexit.unregister(self._leave)
         sys.excepthook = self._excepthook
@@ -232,16 +233,21 @@ class Watch:
                 self._news.clear()
             try:
                 self.check()
-                with self._lock:
-                    self._tickets = [t for t in self._tickets if t.done is None or not t.done()]
-                    oldest = self._tickets[0] if self._tickets else None
+                self._forget_finished()
             except Exception as error:  # the other ranks would wait for this one for ever
                 self._tell_place()
                 self._send(raised=f"{type(error).__name__}: {error}".splitlines()[0])
                 return
             self._tell_place()
+            with self._lock:
+                oldest = self._tickets[0] if self._tickets else None
             if oldest is not None:
                 self._complain_of(oldest)
+
+    def _forget_finished(self) -> None:
+        """Gives back the tickets of collectives that a GPU has done; raises what it raises."""
+        with self._lock:
+            self._tickets = [t for t in self._tickets if t.done is None or not t.done()]
 
     def _complain_of(self, oldest: Ticket) -> None:
         """Tells the witness that a collective takes too long; without an answer, ends."""

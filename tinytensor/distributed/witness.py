@@ -289,12 +289,13 @@ class Witness:
 
     def look_for_leavers(self) -> None:
         """A rank that ended its program is missing in every later collective."""
-        finished = [rank for rank in self.ranks.values() if rank.finished]
-        if finished:
-            furthest = max((r.entered for r in self.ranks.values() if r.inside), default=0)
-            for gone in finished:
-                if gone.entered < furthest:
-                    self.suspect(partial(self.left, gone))
+        for rank in self.ranks.values():
+            if rank.finished and self.missed(rank):
+                self.suspect(partial(self.left, rank))
+
+    def missed(self, rank: Rank) -> bool:
+        """Whether others are in a collective to which it has not come."""
+        return any(r.inside and r.entered > rank.entered for r in self.ranks.values())
 
     def suspect(self, question: Question, delay: float = SETTLE, death: bool = False) -> None:
         due = time.monotonic() + delay
@@ -325,7 +326,9 @@ class Witness:
     def raised(self, rank: Rank, text: str) -> tuple[list[Rank], str]:
         return [rank], f"{self.named([rank])} stopped {rank.where()}: {text}"
 
-    def left(self, rank: Rank) -> tuple[list[Rank], str]:
+    def left(self, rank: Rank) -> tuple[list[Rank], str] | None:
+        if not self.missed(rank):  # those who waited there have gone on
+            return None
         return [rank], f"{self.named([rank])} ended its program {rank.where()}"
 
     def died(self, rank: Rank) -> tuple[list[Rank], str] | None:
