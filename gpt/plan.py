@@ -30,7 +30,7 @@ MARGIN = 0.1  # how far the prediction may be from what is measured
 # ones exponentials, if they are up to KEPT numbers. With dropout it makes both again. SCRATCH are
 # the numbers that it works on meanwhile.
 SHORT, KEPT, SCRATCH = 64, 1 << 21, 1 << 20
-# The loss (tinytensor/cpu/losses.py) makes so many logits at a time.
+# The loss (tinytensor/cpu/losses.py) makes about so many logits at a time.
 LOGITS = 1 << 24
 # From so many numbers on, what a norm or GELU gave is not kept but made again (norms.py and
 # elementwise.py there).
@@ -93,10 +93,10 @@ class Plan:
         if self.config.model == "bigram":  # (C each) the norm, the head's input; (V) p and dlogits
             head = (2 * C + 2 * V) * N
         else:
-            # The norm, the head's input and its gradient (C each); the logits of some tokens; and
-            # where all would be more than that, the gradient of the weight.
-            some = -(-N // -(-N * V // LOGITS))
-            head = 3 * C * N + V * some + (0 if N * V <= V * C + LOGITS else V * C)
+            # The norm, the head's input and its gradient (C each); and the gradient of all logits,
+            # or where that is more, the logits of some tokens and the gradient of the weight.
+            some = -(-N // max(1, round(N * V / LOGITS)))
+            head = 3 * C * N + (N * V if N * V <= V * C + LOGITS else V * some + V * C)
         # The stream itself and the gradients in the widest part of a block, and attention's
         # scratch; when these are free again, AdamW's.
         passing = max(14 * C * N + (SCRATCH if blocked else 0), min(UPDATE, 4 * self.parameters))

@@ -122,22 +122,18 @@ def test_a_loss_without_logits_in_many_pieces(small_pieces):
         )
 
 
-@pytest.mark.parametrize(
-    "N, block, kept", [(11, None, [(11, 13)]), (60, None, [(30, 13)]), (11, 5, [])]
-)
-def test_losses_added_up_in_one_gradient(small_pieces, monkeypatch, N, block, kept):
-    """The gradient of the logits is kept, of all or of half of them, or that of the weight; later
-    walks add to the first.
-    """
+@pytest.mark.parametrize("block", [None, 5])
+def test_losses_added_up_in_one_gradient(small_pieces, monkeypatch, block):
+    """The gradient of all logits is kept, or that of the weight; later walks add to the first."""
     monkeypatch.setattr(linear, "WORTH_ALL_THREADS", 1)
     rng = np.random.default_rng(1)
-    inputs = [tensor(rng.normal(size=size)) for size in ((N, 9), (13, 9), 13)]
-    targets = tt.from_numpy(rng.integers(13, size=N))
+    inputs = [tensor(rng.normal(size=size)) for size in ((11, 9), (13, 9), 13)]
+    targets = tt.from_numpy(rng.integers(13, size=11))
 
     def loss():
         return ops.linear_cross_entropy(*inputs, targets, None, -100, "mean", 0.0, block)
 
-    assert [a.shape for a in loss().node.saved() if a.ndim == 2 and a.shape[1] == 13] == kept
+    assert ((11, 13) in [a.shape for a in loss().node.saved()]) == (block is None)
     for factor in (1, 3):
         y = loss()
         (factor * y).backward(retain_graph=True)
@@ -146,16 +142,6 @@ def test_losses_added_up_in_one_gradient(small_pieces, monkeypatch, N, block, ke
         expected = tt.autograd.grad(loss(), inputs)
     for x, dx in zip(inputs, expected, strict=True):
         np.testing.assert_allclose(x.grad.numpy(), 6 * dx.numpy(), rtol=1e-4, atol=1e-6)
-
-
-def test_logits_that_are_made_again_notice_a_weight_that_was_written(small_pieces):
-    rng = np.random.default_rng(2)
-    x, weight = tensor(rng.normal(size=(60, 9))), tensor(rng.normal(size=(13, 9)))
-    y = ops.linear_cross_entropy(x, weight, None, tt.from_numpy(rng.integers(13, size=60)), None)
-    with tt.no_grad():
-        weight.add_(1.0)
-    with pytest.raises(RuntimeError, match="written in place"):
-        y.backward()
 
 
 def test_a_table_of_padding_scores_gets_no_gradient():

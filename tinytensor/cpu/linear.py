@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -78,38 +78,6 @@ class ProductGradient:
 
     def _size(self) -> int:
         return int(self.a.size) * self.shape[1]
-
-
-class SumOfProducts:
-    """The gradient Σ aᵀ b of a weight; `pairs` gives the a (n, out) and b (n, in), one pair at a
-    time, and again when it is called again.
-    """
-
-    __slots__ = ("dtype", "pairs", "shape")
-
-    def __init__(
-        self, pairs: Callable[[], Iterable[tuple[Array, Array]]], shape: Shape, dtype: DType
-    ) -> None:
-        self.pairs, self.shape, self.dtype = pairs, shape, dtype
-
-    def write_to(self, buffer: Array) -> None:
-        """buffer = gradient"""
-        pairs = iter(self.pairs())
-        a, b = next(pairs)
-        product(a.T, b, out=buffer)
-        for a, b in pairs:
-            add_product(buffer, a.T, b)
-
-    def add_to(self, buffer: Array) -> None:
-        """buffer += gradient"""
-        for a, b in self.pairs():
-            add_product(buffer, a.T, b)
-
-    def dense(self) -> Array:
-        """The gradient as an array of its own."""
-        out = empty(self.shape, self.dtype)
-        self.write_to(out)
-        return out
 
 
 @linear.register(np.ndarray)

@@ -2,13 +2,12 @@
 
 Row sums are products with a vector of ones. The normalised probabilities are kept by cross_entropy,
 whose gradient is then one multiplication and one subtraction per row. With the last linear layer as
-part of it, linear_cross_entropy has the logits of one block of rows at a time.
+part of it, linear_cross_entropy keeps what is smaller: that gradient, or those of its inputs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,21 +15,13 @@ import numpy as np
 from ..autograd import state
 from ..backend import Array
 from ..ops.network import check_range, cross_entropy, linear_cross_entropy, softmax
-from .linear import (
-    FLOATS,
-    ProductGradient,
-    SumOfProducts,
-    add_product,
-    column_sums,
-    ones,
-    product,
-)
+from .linear import FLOATS, ProductGradient, add_product, column_sums, ones, product
 from .pieces import in_pieces
 from .pool import empty
 from .threads import single_threaded_blas, split
 
 PIECE = 1 << 16  # numbers in a piece: 256 KB of float32
-LOGITS = 1 << 24  # numbers that linear_cross_entropy makes at a time: 64 MB of float32
+LOGITS = 1 << 24  # numbers that linear_cross_entropy makes at a time, about: 64 MB of float32
 LONG = 1 << 17  # numbers that take another thread longer than it takes to wake it
 # Sums of exponentials that say that none of them overflowed, and that they did not all vanish; by
 # the size of their dtype in bytes.
@@ -171,11 +162,11 @@ def fast_linear_cross_entropy(
 ) -> Any:
     """The plain case: mean or sum, no class weights, no smoothing.
 
-    In the forward pass the gradients of a block of logits, for dy = 1, take the place of the
-    logits, and those of x and the bias are made from them. The gradient of the weight is made then,
-    too, where it and a block are smaller than all logits. Otherwise it waits for the backward pass,
-    which knows where it is to be written: the last block is still there, those before are
-    multiplied out again. Where nothing is recorded, only the losses are made.
+    The gradients of a block of logits take the place of the logits in the forward pass: for dy = 1,
+    which the rest is multiplied with in the backward pass. For few rows they are kept, which takes
+    no more memory than the gradient of the weight. For many rows the gradients of x and the weight
+    are made from them at once, and the next block takes their place. Either way the logits are
+    multiplied out once. Where nothing is recorded, only the losses are made.
     """
     V, C = weight.shape if weight.ndim == 2 else (0, 0)
     dtype = x.dtype
@@ -206,91 +197,58 @@ def fast_linear_cross_entropy(
     each = np.empty(count, dtype)
     recording = state.recording
     share = np.where(valid, dtype.type(1 / used if reduction == "mean" else 1), dtype.type(0))
-    step = block or -(-count // -(-count * V // LOGITS))
-    parts = [slice(i, min(i + step, count)) for i in range(0, count, step)]
-    gradients = _in_blocks(rows, weight, bias, index, each, share if recording else None, parts)
-    at_once = block is not None or count * V > V * C + LOGITS
-    if recording:
+    kept = recording and block is None and count * V <= V * C + LOGITS
+    step = count if kept else block or -(-count // max(1, round(count * V / LOGITS)))
+    if recording and not kept:
         dx = empty(rows.shape, dtype)
+        dweight = empty(weight.shape, dtype)
         dbias = None if bias is None else np.zeros(V, dtype)
-        dweight = empty(weight.shape, dtype) if at_once else None
-    for number, part in enumerate(parts):
-        dlogits = gradients(number)
-        if not recording:
+    block_of_logits = empty((min(step, count), V), dtype)
+    for i in range(0, count, step):
+        part = slice(i, min(i + step, count))
+        logits = block_of_logits[: len(index[part])]
+        product(rows[part], weight.T, bias, out=logits)
+        scale = share[part] if recording else None
+        _losses_and_gradients(logits, index[part], each[part], scale)
+        if kept or not recording:
             continue
-        product(dlogits, weight, out=dx[part])
+        product(logits, weight, out=dx[part])
+        if i == 0:
+            product(logits.T, rows[part], out=dweight)
+        else:
+            add_product(dweight, logits.T, rows[part])
         if dbias is not None:
-            dbias += column_sums(dlogits)
-        if at_once and number == 0:
-            product(dlogits.T, rows[part], out=dweight)
-        elif at_once:
-            add_product(dweight, dlogits.T, rows[part])
+            dbias += column_sums(logits)
     y = np.where(valid, each, 0).sum() if used < count else each.sum()
     if reduction == "mean":
         y = y / used
     if not recording:
         return y, None
     shape = x.shape
+    if kept:
+
+        def dx_of_logits(dy: Array) -> Array:
+            dx = product(logits, weight).reshape(shape)
+            return dx if dy == 1 else np.multiply(dx, dy, out=dx)
+
+        return y, (
+            dx_of_logits,
+            lambda dy: ProductGradient(logits, rows if dy == 1 else rows * dy),
+            None if bias is None else lambda dy: column_sums(logits) * dy,
+            None,
+            None,
+        )
+
+    def times(gradient: Array, dy: Array) -> Array:
+        return gradient if dy == 1 else gradient * dy
+
     return y, (
-        lambda dy: _times(dx, dy).reshape(shape),
-        (lambda dy: _times(dweight, dy))
-        if at_once
-        else _weight_gradient(gradients, rows, parts, V),
-        None if bias is None else lambda dy: _times(dbias, dy),
+        lambda dy: times(dx, dy).reshape(shape),
+        lambda dy: times(dweight, dy),
+        None if bias is None else lambda dy: times(dbias, dy),
         None,
         None,
     )
-
-
-def _times(gradient: Array, dy: Array) -> Array:
-    return gradient if dy == 1 else gradient * dy
-
-
-def _in_blocks(
-    rows: Array,
-    weight: Array,
-    bias: Array,
-    index: Array,
-    each: Array,
-    share: Array,
-    parts: Sequence[slice],
-) -> Callable[[int], Array]:
-    """A function that gives the gradients of the logits of part after part, in one array.
-
-    They are there until another part is asked for, and made again after that. `each` gets the
-    losses; where `share` is None the array holds nothing of use.
-    """
-    logits = empty((parts[0].stop, len(weight)), rows.dtype)
-    held = -1  # the number of the part whose gradients are there
-
-    def gradients(number: int) -> Array:
-        nonlocal held
-        part = parts[number]
-        block = logits[: part.stop - part.start]
-        if number != held:
-            held = -1
-            product(rows[part], weight.T, bias, out=block)
-            of_rows = None if share is None else share[part]
-            _losses_and_gradients(block, index[part], each[part], of_rows)
-            held = number
-        return block
-
-    return gradients
-
-
-def _weight_gradient(
-    gradients: Callable[[int], Array], rows: Array, parts: Sequence[slice], V: int
-) -> Callable[[Array], ProductGradient | SumOfProducts]:
-    """The VJP Σ dlogitsᵀ x · dy of the head's weight."""
-    if len(parts) == 1:
-        return lambda dy: ProductGradient(gradients(0), _times(rows, dy))
-    shape = V, rows.shape[1]
-
-    def pairs(dy: Array) -> Iterator[tuple[Array, Array]]:
-        for number in reversed(range(len(parts))):  # the last one is still there
-            yield gradients(number), _times(rows[parts[number]], dy)
-
-    return lambda dy: SumOfProducts(lambda: pairs(dy), shape, rows.dtype)
 
 
 def _losses_and_gradients(logits: Array, index: Array, each: Array, share: Array) -> None:
