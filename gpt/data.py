@@ -26,6 +26,7 @@ import numpy as np
 
 import tinytensor as tt
 from gpt import UserError
+from gpt.files import check_regular
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -77,6 +78,7 @@ def load_text(data: str) -> Text:
 def read_text(path: Path) -> str:
     """A UTF-8 file, with line endings as Python's text mode reads them and no byte-order mark."""
     try:
+        check_regular(path)
         raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(

@@ -309,10 +309,74 @@ SAMPLING = {
     "seed": (lambda: tt.manual_seed("one"), (TypeError, ValueError), "seed|int"),
 }
 
+ATTENTION = tt.nn.MultiheadAttention(4, 2)
+LAYERS = {
+    "requires_grad of a word": (
+        lambda: setattr(tt.ones(2), "requires_grad", "x"),
+        TypeError,
+        "True or False, but it is 'x'",
+    ),
+    "requires_grad at birth": (lambda: tt.ones(2, requires_grad="x"), TypeError, "True or False"),
+    "too much smoothing of probabilities": (
+        lambda: F.cross_entropy(X, X, label_smoothing=2.0),
+        ValueError,
+        "between 0 and 1, but it is 2.0",
+    ),
+    "batch norm by statistics that are not there": (
+        lambda: F.batch_norm(X, None, None),
+        ValueError,
+        "training=True.*running_mean",
+    ),
+    "batch norm with another number of channels": (
+        lambda: F.batch_norm(X, None, None, tt.ones(2), training=True),
+        ValueError,
+        r"weight is \(2,\).*3 channels",
+    ),
+    "group norm with another number of channels": (
+        lambda: tt.nn.GroupNorm(2, 4)(tt.ones(1, 6)),
+        ValueError,
+        r"\(N, 4, …\), got \(1, 6\)",
+    ),
+    "attention between two batches": (
+        lambda: ATTENTION(tt.ones(3, 2, 4), tt.ones(5, 3, 4), tt.ones(5, 3, 4)),
+        ValueError,
+        r"one batch.*\(3, 2, 4\), \(5, 3, 4\)",
+    ),
+    "attention with a mask of numbers": (
+        lambda: ATTENTION(*[tt.ones(3, 2, 4)] * 3, attn_mask=tt.zeros(3, 3).long()),
+        TypeError,
+        "attn_mask is int64",
+    ),
+    "attention with a mask of another shape": (
+        lambda: ATTENTION(*[tt.ones(3, 2, 4)] * 3, attn_mask=tt.ones(2, 3).bool()),
+        ValueError,
+        r"attn_mask is \(2, 3\); here it is \(3, 3\) or \(4, 3, 3\)",
+    ),
+    "a pad that cuts off more than there is": (
+        lambda: F.pad(X, (-2, -2)),
+        ValueError,
+        r"\(-2, -2\) cuts more off",
+    ),
+    "hardtanh the wrong way round": (lambda: F.hardtanh(X, 2.0, 1.0), ValueError, "above max_val"),
+    "take by booleans": (lambda: tt.take(X, X > 0), TypeError, "index.*bool"),
+    "diff backwards": (lambda: tt.diff(X, n=-1), ValueError, "not negative, but it is -1"),
+    "tensordot over axes that are not there": (
+        lambda: tt.tensordot(X, X, dims=3),
+        ValueError,
+        "both have, but it is 3",
+    ),
+    "distances between rows of two lengths": (
+        lambda: tt.cdist(X, tt.ones(2, 4)),
+        ValueError,
+        r"one length.*\(2, 3\) and \(2, 4\)",
+    ),
+}
+
 CASES = {
     f"{subject}: {name}": case
     for subject, table in {
         "graph": GRAPH,
+        "layers": LAYERS,
         "shapes": SHAPES,
         "indices": INDICES,
         "dtypes": DTYPES,

@@ -416,3 +416,16 @@ def test_errors_name_the_numbers(sentence):
     with pytest.raises((ValueError, IndexError, TypeError)) as caught:
         ERRORS[sentence]()
     assert str(caught.value) == sentence
+
+
+def test_hyperbolic_functions_up_to_where_they_overflow():
+    x = np.array([-89.4, -1.0, -1e-6, 0.0, 1e-6, 1.0, 89.4], np.float32)  # e^89.4 is beyond float32
+    for ours, numpys in ((tt.sinh, np.sinh), (tt.cosh, np.cosh)):
+        expected = numpys(x.astype(np.float64))
+        assert (expected < np.finfo(np.float32).max).all()
+        np.testing.assert_allclose(ours(tt.tensor(x)).numpy(), expected, rtol=1e-5)
+
+
+def test_diff_of_booleans_is_where_they_change():
+    x = np.array([True, False, False, True])
+    assert (tt.diff(tt.tensor(x)).numpy() == np.diff(x)).all()

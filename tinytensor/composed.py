@@ -35,13 +35,20 @@ def tan(input: Tensor) -> Tensor:
 
 
 def sinh(input: Tensor) -> Tensor:
-    """The hyperbolic sine (eˣ - e⁻ˣ) / 2, exact for small x too."""
-    return ops.divide(ops.subtract(ops.expm1(input), ops.expm1(ops.negative(input))), 2)
+    """The hyperbolic sine (eˣ - e⁻ˣ) / 2 = 2 sinh(x/2) cosh(x/2), which is exact for small x too.
+
+    The half does not overflow before the result does.
+    """
+    half = ops.divide(input, 2)
+    grows, falls = ops.expm1(half), ops.expm1(ops.negative(half))
+    return ops.multiply(ops.subtract(grows, falls) / 2, ops.add(ops.add(grows, falls), 2))
 
 
 def cosh(input: Tensor) -> Tensor:
-    """The hyperbolic cosine (eˣ + e⁻ˣ) / 2."""
-    return ops.divide(ops.add(ops.exp(input), ops.exp(ops.negative(input))), 2)
+    """The hyperbolic cosine (eˣ + e⁻ˣ) / 2 = 1 + 2 sinh²(x/2)."""
+    half = ops.divide(input, 2)
+    twice = ops.subtract(ops.expm1(half), ops.expm1(ops.negative(half)))  # 2 sinh(x/2)
+    return ops.add(ops.multiply(twice / 2, twice), 1)
 
 
 def trunc(input: Tensor) -> Tensor:
@@ -115,10 +122,13 @@ def cumprod(input: Tensor, dim: int) -> Tensor:
 
 @takes_axis
 def diff(input: Tensor, n: int = 1, dim: int = -1) -> Tensor:
-    """x[i + 1] - x[i] along `dim`, n times."""
+    """x[i + 1] - x[i] along `dim`, n times; of booleans, whether the two differ."""
+    if n < 0:
+        raise ValueError(f"diff: n is how many times, not negative, but it is {n}")
     before = (slice(None),) * dim_from_front("diff", dim, input.ndim)
+    minus = ops.not_equal if input.dtype.kind == "b" else ops.subtract
     for _ in range(n):
-        input = input[(*before, slice(1, None))] - input[(*before, slice(None, -1))]
+        input = minus(input[(*before, slice(1, None))], input[(*before, slice(None, -1))])
     return input
 
 
@@ -127,7 +137,13 @@ def diff(input: Tensor, n: int = 1, dim: int = -1) -> Tensor:
 
 def broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
     """All of them in the shape that they broadcast to."""
-    shape = np.broadcast_shapes(*(tuple(x.shape) for x in tensors))
+    shapes = [tuple(x.shape) for x in tensors]
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ValueError(
+            f"broadcast_tensors: shapes {', '.join(map(str, shapes))} do not broadcast together"
+        ) from None
     return tuple(ops.broadcast_to(x, shape) for x in tensors)
 
 
@@ -141,7 +157,7 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
     )
     if indexing not in ("ij", "xy"):
         raise ValueError(f'meshgrid: indexing must be "ij" or "xy", got {indexing!r}')
-    if any(v.ndim > 1 for v in vectors):
+    if not vectors or any(v.ndim > 1 for v in vectors):
         raise ValueError(f"meshgrid: expected vectors, got {[tuple(v.shape) for v in vectors]}")
     shape = tuple(v.numel() for v in vectors)
     grids = [
@@ -156,6 +172,11 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     """Σ over the last `dims` axes of a and the first of b; or over pairs of (axes of a, of b)."""
     if isinstance(dims, int):
+        if not 0 <= dims <= min(a.ndim, b.ndim):
+            raise ValueError(
+                f"tensordot: dims is a number of axes that {tuple(a.shape)} and {tuple(b.shape)} "
+                f"both have, but it is {dims}"
+            )
         of_a, of_b = list(range(a.ndim - dims, a.ndim)), list(range(dims))
     else:
         of_a = [dim_from_front("tensordot", i, a.ndim) for i in dims[0]]
@@ -187,6 +208,11 @@ def kron(input: Tensor, other: Tensor) -> Tensor:
 
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0) -> Tensor:
     """The distances between rows: (…, P, M) and (…, R, M) -> (…, P, R), by the p-norm."""
+    if x1.ndim < 2 or x2.ndim < 2 or x1.shape[-1] != x2.shape[-1]:
+        raise ValueError(
+            f"cdist: expected rows of one length, (…, P, M) and (…, R, M), got {tuple(x1.shape)} "
+            f"and {tuple(x2.shape)}"
+        )
     return ops.norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), ord=p, axis=-1)
 
 
@@ -200,11 +226,15 @@ def ravel(input: Tensor) -> Tensor:
 
 def take(input: Tensor, index: Tensor) -> Tensor:
     """The elements at the numbers `index`, counted through the whole tensor in order."""
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"take: index holds numbers of elements, but it is {index.dtype}")
     return ravel(input)[index]
 
 
 def diag_embed(input: Tensor) -> Tensor:
     """(…, n) -> (…, n, n): the last axis as the diagonals of matrices that are 0 elsewhere."""
+    if input.ndim == 0:
+        raise ValueError("diag_embed: expected at least one axis, got a tensor without axes")
     n = input.shape[-1]
     identity = array_module(input.array).eye(n, dtype=bool)
     return ops.where(as_tensor(identity), input.unsqueeze(-1), 0)

@@ -49,7 +49,7 @@ Device = device | str | None
 def finish(array: Array, where: Device, requires_grad: bool) -> Tensor:
     """`array` as a tensor on device `where`, a leaf that requires a gradient if asked for."""
     result = as_tensor(array if where is None else to_device(array, where))
-    return result.requires_grad_() if requires_grad else result
+    return result.requires_grad_(requires_grad) if requires_grad else result
 
 
 def tensor(

@@ -69,7 +69,7 @@ class Tensor:
             self.value = np.array(data, default_dtype)
         self.node = None
         if requires_grad:
-            self.requires_grad_()
+            self.requires_grad_(requires_grad)
 
     if TYPE_CHECKING:
         # Operations become methods in methods.py, from a table; mypy is told that they exist.
@@ -162,6 +162,8 @@ class Tensor:
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Start (or stop) recording what is computed from this tensor."""
+        if not isinstance(requires_grad, bool):
+            raise TypeError(f"requires_grad: True or False, but it is {requires_grad!r}")
         if not requires_grad:
             if self.node is not None and not isinstance(self.node, Leaf):
                 raise RuntimeError(

@@ -111,10 +111,13 @@ def test_a_kernel_is_compiled_once_and_launched_with_what_it_takes(cupy):
     assert (arguments[1], type(arguments[1])) == (0, np.uintp)  # a null pointer
     assert [type(x) for x in arguments[3:]] == [np.int32] * 3
     assert cupy.function.max_dynamic_shared_size_bytes == 99_000
+    cupy.function.max_dynamic_shared_size_bytes = 47 * 1024  # of one that declares 1 KB
+    launch(shared_bytes=48 * 1024)
+    assert cupy.function.max_dynamic_shared_size_bytes == 48 * 1024
     launch(defines=(("SIDE", 8),))
     assert "-DSIDE=8" in cupy.compiled[1][1]
     kernels.launch("matmul_naive", (0, 1), (4, 4), [c, c, c], [4, 4, 4])  # no block, no launch
-    assert len(cupy.launched) == 3
+    assert len(cupy.launched) == 4
 
 
 def test_another_process_finds_what_was_compiled(cupy, monkeypatch):

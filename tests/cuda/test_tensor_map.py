@@ -106,6 +106,9 @@ def test_refusals():
     assert "12 bytes apart" in refusal(matrix(40, 6))
     assert "rows or matrices are 6 bytes" in refusal(x, (3,))
     assert refusal(matrix(1, 6)) is None  # one row: nothing is apart
+    broadcast = np.broadcast_to(matrix(1, 64), (40, 64))
+    assert "one row, broadcast" in refusal(broadcast)
+    assert "one row, broadcast" in refusal(broadcast.T)
 
 
 def test_the_simulated_map_has_the_layout_of_its_structure():

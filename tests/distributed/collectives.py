@@ -106,6 +106,9 @@ def check_movements(rank: int, size: int, shape: tuple[int, ...], dtype: np.dtyp
     rows = tt.from_numpy(np.zeros_like(everyone))
     dist.all_gather_into_tensor(rows, own)
     assert np.array_equal(rows.numpy(), everyone)
+    apart = tt.from_numpy(np.zeros((*everyone.shape, 2), dtype)[..., 0])
+    dist.all_gather_into_tensor(apart, own)
+    assert np.array_equal(apart.numpy(), everyone)
     tensors = [tt.from_numpy(np.zeros(shape, dtype)) for _ in range(size)]
     dist.all_gather(tensors, own)
     assert all(np.array_equal(t.numpy(), e) for t, e in zip(tensors, everyone, strict=True))

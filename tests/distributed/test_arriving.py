@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 import tinytensor as tt
 import tinytensor.distributed as dist
 from tinytensor import nn
-from tinytensor.distributed import ReduceOp, group
+from tinytensor.distributed import ReduceOp, arriving, group
 from tinytensor.distributed.agreement import parameters_hash
 from tinytensor.distributed.group import Group, Place
 from tinytensor.distributed.lane import ThreadLane
@@ -106,6 +108,8 @@ LOOKS: dict[str, Callable[[nn.Sequential, Path], Any]] = {
     "dlpack": lambda m, _: np.from_dlpack(m[2].weight.detach()),
     "state_dict": lambda m, _: m.state_dict()["2.weight"].numpy(),
     "saving": saved,
+    "pickle": lambda m, _: pickle.loads(pickle.dumps(m[2].weight)).array,
+    "copy of one": lambda m, _: copy.copy(m[2].weight).array,
     "copy": lambda m, _: copy.deepcopy(m)[2].weight.array,
     "arithmetic": lambda m, _: (m[2].weight * 1).detach().numpy(),
     "half": lambda m, _: m.half()[2].weight.array,
@@ -177,7 +181,7 @@ def test_the_next_step_and_new_gradients_need_no_look(courier: Courier):
     assert len(courier.gathered) == 4
 
 
-@pytest.mark.parametrize("hold", ["a view", "a tensor", "a graph", "the buffer"])
+@pytest.mark.parametrize("hold", ["a view", "a tensor", "a graph", "the buffer", "its part"])
 def test_a_step_waits_for_what_somebody_holds(hold: str, courier: Courier):
     weights, optimizer = trained()
     weight = weights[2].weight
@@ -186,6 +190,7 @@ def test_a_step_waits_for_what_somebody_holds(hold: str, courier: Courier):
         "a tensor": lambda: weight.detach(),
         "a graph": lambda: weights[2](tt.ones(1, 8, requires_grad=True)),
         "the buffer": lambda: optimizer.flat_buffers()[0].values,
+        "its part": lambda: optimizer.flat_buffers()[0].values[-1:],
     }[hold]()
     later(courier)
     optimizer.step()
@@ -245,6 +250,37 @@ def test_two_threads_may_look(courier: Courier):
             thread.join(30)
         assert found == [ARRIVED] * 16
         assert all(type(p) is nn.Parameter for p in weights.parameters())
+
+
+def test_who_waited_for_an_earlier_delivery_waits_for_the_next_one(courier: Courier):
+    """A thread may sleep between the end of its waiting and what it does about it."""
+    weights, optimizer = trained(overlap=False)
+    courier.let_through(4)
+    weight, late, found = weights[2].weight, threading.Event(), []
+    delivery = next(d for d in optimizer._deliveries if d._parameters[0] is weight)
+    first = SimpleNamespace(wait=lambda: threading.current_thread() is reader and late.wait(30))
+    second, arrived = SimpleNamespace(wait=lambda: arrived.wait(30)), threading.Event()
+    reader = threading.Thread(target=lambda: found.append(weight.value))
+    delivery.begin(first)
+    reader.start()
+    delivery.wait()
+    delivery.begin(second)
+    late.set()
+    reader.join(0.05)
+    assert reader.is_alive() and found == []
+    arrived.set()
+    reader.join(30)
+    assert found[0] is weight.value and type(weight) is nn.Parameter
+
+
+def test_a_copy_while_another_thread_takes_delivery(courier: Courier):
+    """It has put the array in its place, and not yet the class."""
+    weights, optimizer = trained()
+    optimizer.step()
+    weight = weights[2].weight
+    arriving._slot.__set__(weight, arriving._slot.__get__(weight).array)
+    assert type(weight) is not nn.Parameter
+    assert type(copy.copy(weight)) is nn.Parameter
 
 
 def test_what_is_not_divided_is_not_gathered(courier: Courier):

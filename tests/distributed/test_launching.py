@@ -5,6 +5,7 @@ Ranks are threads here. Several machines are made of network namespaces by hand,
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import sys
@@ -233,6 +234,19 @@ def test_a_rank_that_nobody_answers_stops_by_itself(
         "rank 0's machine, where the ranks are watched"
     ]
     assert there.recv(1 << 16).count(b'"waited": 7') == 1  # complained once
+
+
+def test_a_rank_that_parts_has_left_what_its_gpu_has_done(line: tuple[Watch, socket.socket]):
+    """Or the witness would take it for one that is missing in a later collective of the others."""
+    one, there = line
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one, "_news", threading.Event())  # the reporting thread hears nothing
+        one.enter("all_reduce", lambda: True)
+        one.enter("all_reduce", lambda: True)
+        one.close()
+    *_, place, goodbye = there.recv(1 << 16).splitlines()
+    assert json.loads(place) == {"entered": 2, "name": "all_reduce", "inside": False}
+    assert json.loads(goodbye) == {"goodbye": True}
 
 
 def test_an_abort_that_never_returns_does_not_keep_the_process(

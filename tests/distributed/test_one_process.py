@@ -37,6 +37,9 @@ def test_one_process_needs_no_library(monkeypatch: pytest.MonkeyPatch):
     dist.all_gather_into_tensor(rows, x)
     dist.reduce_scatter_tensor(part, rows)
     dist.barrier()
+    wide = tt.from_numpy(np.zeros((2, 2), np.float32)[:, :1])  # not contiguous
+    dist.all_gather_into_tensor(wide, x)
+    assert wide.tolist() == [[1.0], [2.0]]
     found: list[Any] = [None]
     dist.all_gather_object(found, "me")
     assert (rows.tolist(), part.tolist(), found) == ([[1.0, 2.0]], [1.0, 2.0], ["me"])
@@ -309,6 +312,13 @@ def test_an_error_in_the_lane_comes_out_of_backward(pretender: Pretender):
     parallel = dist.DistributedDataParallel(model())
     pretender.all_reduce = fail  # type: ignore[method-assign]
     with pytest.raises(OSError, match="planted"):
+        parallel(batch(0)).sum().backward()
+
+
+def test_after_the_ranks_have_parted_nothing_waits_for_them(pretender: Pretender):
+    parallel = dist.DistributedDataParallel(model())
+    dist.destroy_process_group()
+    with pytest.raises(RuntimeError, match=r"gradient bucket 1 of 1, .* the ranks have parted"):
         parallel(batch(0)).sum().backward()
 
 

@@ -61,3 +61,18 @@ def test_a_rank_that_is_killed_while_parameters_are_gathered(tmp_path: Path):
     where = r"collective \d+ \(the gathering of parameters, bucket \d+ of \d+, [\d.]+ MB\)"
     assert re.search(where, done.stdout), done.stdout
     assert trained(tmp_path / "killed", 3, *arguments) == trained(tmp_path / "whole", 3, *arguments)
+
+
+@pytest.mark.parametrize("how", ["gathering", "parted"])
+def test_a_program_may_end_while_parameters_are_gathered(how: str):
+    """Each rank takes part in what the others wait for before it says goodbye."""
+    said = run_ranks(2, "tests.distributed.ending", how)
+    assert said.count("is at its end") == 2
+    assert "tinytensor.distributed" not in said
+
+
+def test_an_interrupted_rank_is_named():
+    done = try_ranks(2, "tests.distributed.ending", "interrupted")
+    assert done.returncode != 0
+    sentence = r"rank 0 stopped (in|after) collective \d+ \(the gathering .*\): KeyboardInterrupt;"
+    assert re.search(sentence, done.stdout), done.stdout

@@ -232,6 +232,18 @@ def test_all_have_parted_and_are_let_go():
         assert [line.sentence() for line in lines] == ["", ""]
 
 
+def test_whoever_comes_after_its_goodbye_has_not_left():
+    """What it had launched is done beside the end of its program."""
+    ranks = [Rank(0, entered=3, finished=True), Rank(1, entered=4, inside=True, name="barrier")]
+    with paused(ranks, 0) as one:
+        one.look_for_leavers()
+        (suspicion,) = one.suspicions
+        found = suspicion.question()
+        assert found is not None and found[0] == ranks[:1]
+        ranks[0].entered = 4
+        assert suspicion.question() is None
+
+
 def test_who_left_is_told_that_others_miss_it():
     with witnessed(2) as (_, lines):
         lines[0].send(goodbye=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import socket
 
 import numpy as np
@@ -100,8 +101,15 @@ def test_a_file_that_is_no_text_is_a_sentence(tmp_path, raw, words):
 
 
 def test_a_folder_is_not_a_text(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder, not a file"):
         load_text(str(tmp_path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "text.txt")
+    with pytest.raises(UserError, match="is a pipe or a device, not a file"):
+        load_text(str(tmp_path / "text.txt"))
 
 
 @pytest.fixture

@@ -36,7 +36,9 @@ def refusal(x: Array, steps: Sequence[int] = ()) -> str | None:
     address = _address(x)
     if address % 16:
         return f"it begins at address {address:#x}, which is no multiple of 16 bytes"
-    rows_apart = orientation(x)[1]
+    transposed, rows_apart = orientation(x)
+    if not rows_apart and x.shape[-1 if transposed else -2] > 1:
+        return "its rows are one row, broadcast"
     for step in (rows_apart, *steps):
         stride = step * x.itemsize
         if stride % 16 or not 0 <= stride < 2**40:

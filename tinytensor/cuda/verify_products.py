@@ -79,6 +79,7 @@ def wgmma_group(lab: Lab) -> None:
                 how = (m - m % 8, n, k, bfloat16, form, "matmul_wgmma", tile)
                 lab.check(f"{name} {form}", _product, *how)
             lab.check(f"{name}: epilogue, batch, parts", _wgmma, min(m, 1000), n, k, tile)
+    lab.check("heads of one projection", _heads)
 
 
 def _factors(
@@ -142,6 +143,15 @@ def _wgmma(lab: Lab, m: int, n: int, k: int, tile: Tile) -> Iterator[Compared]:
         )  # fmt: skip
         yield Compared(f"before GELU, {parts} parts", before, exact, k)
         yield Compared(f"after GELU, {parts} parts", out, gelu_tanh(exact), k)
+
+
+def _heads(lab: Lab) -> Iterator[Compared]:
+    """Rows are further apart than the matrices that they belong to."""
+    x = lab.normal(2, 40 if lab.tiny else 300, 3, 4, 64, dtype=bfloat16)
+    q, k = (lab.put(x)[:, :, i].swapaxes(1, 2) for i in (0, 1))
+    exact = np.einsum("bthd,bshd->bhts", wide(x[:, :, 0]), wide(x[:, :, 1]))
+    scores = matmul.product(q, k.swapaxes(-1, -2), kernel="matmul_wgmma")
+    yield Compared("scores", scores, exact, 64)
 
 
 def _added(lab: Lab, dtype: DType) -> Iterator[Compared]:

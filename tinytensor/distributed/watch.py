@@ -236,7 +236,7 @@ class Watch:
                 self._forget_finished()
             except Exception as error:  # the other ranks would wait for this one for ever
                 self._tell_place()
-                self._send(raised=f"{type(error).__name__}: {error}".splitlines()[0])
+                self._send(raised=in_one_line(error))
                 return
             self._tell_place()
             with self._lock:
@@ -325,14 +325,18 @@ class Watch:
         """
         if not self._closing:  # else it is only what comes of being stopped
             self._excepthook(kind, error, trace)
-            text = f"{kind.__name__}: {error}".splitlines()[0]
             self._tell_place()
-            self._send(raised=text)
+            self._send(raised=in_one_line(error))
             self._closing = True
         in_limited_time(self._part)
         # The witness hangs up after its sentence, or the launcher is quicker.
         time.sleep(witness.REST + witness.SETTLE + LAST_WORDS)
         os._exit(EXIT_CODE)
+
+
+def in_one_line(error: BaseException) -> str:
+    """ValueError: no; or KeyboardInterrupt, of one without words."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 def in_limited_time(task: Callable[[], None]) -> None:

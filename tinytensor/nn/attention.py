@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from .. import ops
+from ..backend import is_floating
 from ..creation import ones
 from ..tensor import Tensor
 from . import functional as F
@@ -85,7 +86,9 @@ class MultiheadAttention(Module):
         added to the scores. `is_causal` says that a query sees nothing later than itself; unlike in
         PyTorch, no mask has to come with it. Without `average_attn_weights` the weights of each
         head are returned (batch, heads, L, S); with `need_weights=False` none, which is faster.
+        Raises ValueError for shapes, and TypeError for a mask's dtype, that are none of these.
         """
+        self._check(query, key, value)
         batched = query.ndim == 3
         if not batched:
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
@@ -101,7 +104,7 @@ class MultiheadAttention(Module):
                 strict=True,
             )
         )
-        mask = self._mask(key_padding_mask, attn_mask, q)
+        mask = self._mask(key_padding_mask, attn_mask, q, k)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -117,22 +120,41 @@ class MultiheadAttention(Module):
             return output.squeeze(0), None if weights is None else weights.squeeze(0)
         return output if self.batch_first else ops.swapaxes(output, 0, 1), weights
 
+    def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Raise unless the three are sequences of the layer's width, key and value of one shape."""
+        shapes = [tuple(x.shape) for x in (query, key, value)]
+        batch = 0 if self.batch_first else 1
+        if (
+            query.ndim not in (2, 3)
+            or key.ndim != query.ndim
+            or shapes[1] != shapes[2]
+            or any(shape[-1] != self.embed_dim for shape in shapes)
+            or (query.ndim == 3 and query.shape[batch] != key.shape[batch])
+        ):
+            order = "batch, length" if self.batch_first else "length, batch"
+            raise ValueError(
+                f"nn.MultiheadAttention: expected query, key and value ({order}, {self.embed_dim}) "
+                f"or (length, {self.embed_dim}), of one batch, and value in the shape of key, got "
+                f"{', '.join(map(str, shapes))}"
+            )
+
     def _heads(self, x: Tensor) -> Tensor:
         """(batch, length, embed_dim) -> (batch, heads, length, embed_dim / heads)."""
         N, T, C = x.shape
         return ops.swapaxes(x.reshape(N, T, self.num_heads, C // self.num_heads), 1, 2)  # type: ignore[no-any-return]
 
     def _mask(
-        self, key_padding_mask: Tensor | None, attn_mask: Tensor | None, q: Tensor
+        self, key_padding_mask: Tensor | None, attn_mask: Tensor | None, q: Tensor, k: Tensor
     ) -> Tensor | None:
         """Both masks as one that is added to scores (batch, heads, L, S)."""
+        N, H, L, S = *q.shape[:3], k.shape[2]
         masks = []
         if key_padding_mask is not None:
+            _check_mask("key_padding_mask", key_padding_mask, [(N, S)])
             masks.append(key_padding_mask[:, None, None])
         if attn_mask is not None:
-            if attn_mask.ndim == 3:
-                attn_mask = attn_mask.reshape(q.shape[0], self.num_heads, *attn_mask.shape[1:])
-            masks.append(attn_mask)
+            _check_mask("attn_mask", attn_mask, [(L, S), (N * H, L, S)])
+            masks.append(attn_mask if attn_mask.ndim == 2 else attn_mask.reshape(N, H, L, S))
         added = [
             ops.where(mask, -math.inf, 0.0).to(q.dtype) if mask.dtype.kind == "b" else mask
             for mask in masks
@@ -141,6 +163,20 @@ class MultiheadAttention(Module):
 
     def extra_repr(self) -> str:
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, dropout={self.dropout}"
+
+
+def _check_mask(name: str, mask: Tensor, shapes: list[tuple[int, ...]]) -> None:
+    """Raise unless the mask is boolean or real, in one of the shapes."""
+    if mask.dtype.kind != "b" and not is_floating(mask.dtype):
+        raise TypeError(
+            f"nn.MultiheadAttention: {name} is {mask.dtype}; it is boolean (True: may not attend) "
+            "or real (added to the scores)"
+        )
+    if tuple(mask.shape) not in shapes:
+        raise ValueError(
+            f"nn.MultiheadAttention: {name} is {tuple(mask.shape)}; here it is "
+            f"{' or '.join(map(str, shapes))}"
+        )
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 from .. import ops, random
 from ..backend import array_module, finfo, is_floating
 from ..ops.network import check_reduction as check_reduction
-from ..ops.network import class_shares, reduced
+from ..ops.network import check_smoothing, class_shares, reduced
 from ..tensor import Tensor, as_tensor
 
 # --- activations ----------------------------------------------------------------------------------
@@ -81,12 +81,14 @@ def mish(input: Tensor) -> Tensor:
 
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
     """x between `min_val` and `max_val`, and the nearer of the two elsewhere."""
+    if min_val > max_val:
+        raise ValueError(f"hardtanh: min_val {min_val} is above max_val {max_val}")
     return ops.clip(input, min_val, max_val)  # type: ignore[no-any-return]
 
 
 def glu(input: Tensor, dim: int = -1) -> Tensor:
     """a · sigmoid(b), where a and b are the halves of the input along `dim` (arXiv 1612.08083)."""
-    if input.shape[dim] % 2:
+    if input.size(dim) % 2:
         raise ValueError(
             f"glu: dim {dim} of the input {tuple(input.shape)} cannot be cut into halves"
         )
@@ -204,11 +206,13 @@ def group_norm(
 
     input (N, C, …), weight and bias (C,).
     """
+    if input.ndim < 2:
+        raise ValueError(f"group_norm: expected (N, C, …), got {tuple(input.shape)}")
     N, C = input.shape[:2]
     if num_groups < 1 or C % num_groups:
         raise ValueError(f"group_norm: {C} channels cannot be cut into {num_groups} groups")
     y = ops.layer_norm(input.reshape(N, num_groups, -1), None, None, 1, eps).reshape(input.shape)
-    return _per_channel(y, weight, bias)
+    return _per_channel("group_norm", y, weight, bias)
 
 
 def batch_norm(
@@ -226,6 +230,12 @@ def batch_norm(
     In training by the batch's own mean and variance (arXiv 1502.03167), which also move the running
     ones, by `momentum` (the variance divided by n - 1 there); else by the running ones.
     """
+    if input.ndim < 2:
+        raise ValueError(f"batch_norm: expected (N, C, …), got {tuple(input.shape)}")
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        if running is None and not training:
+            raise ValueError(f"batch_norm: without training=True it needs a {name}")
+        _check_channels("batch_norm", name, running, input)
     axes = (0, *range(2, input.ndim))
     shape = (1, input.shape[1], *(1,) * (input.ndim - 2))
     if training or running_mean is None or running_var is None:
@@ -242,11 +252,22 @@ def batch_norm(
     else:
         mean, var = running_mean, running_var
     y = (input - mean.reshape(shape)) * ops.rsqrt(var.reshape(shape) + eps)
-    return _per_channel(y, weight, bias)
+    return _per_channel("batch_norm", y, weight, bias)
 
 
-def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _check_channels(name: str, what: str, numbers: Tensor | None, x: Tensor) -> None:
+    """Raise unless there is one number for each index of axis 1."""
+    if numbers is not None and tuple(numbers.shape) != (x.shape[1],):
+        raise ValueError(
+            f"{name}: the {what} is {tuple(numbers.shape)}, but the input {tuple(x.shape)} has "
+            f"{x.shape[1]} channels"
+        )
+
+
+def _per_channel(name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """x · weight + bias, with one weight and bias for each index of axis 1."""
+    _check_channels(name, "weight", weight, x)
+    _check_channels(name, "bias", bias, x)
     shape = (-1, *(1,) * (x.ndim - 2))
     x = x if weight is None else x * weight.reshape(shape)
     return x if bias is None else x + bias.reshape(shape)
@@ -314,6 +335,11 @@ def _broadcast_batch(query: Tensor, key: Tensor) -> tuple[int, ...]:
 
 def _shared_heads(query: Tensor, x: Tensor) -> Tensor:
     """x (…, heads of key, S, D) with each head repeated, (…, heads of query, S, D)."""
+    if min(query.ndim, x.ndim) < 3:
+        raise ValueError(
+            "attention: with enable_gqa, query, key and value are (…, heads, length, size), but "
+            f"the query is {tuple(query.shape)} and a key or value {tuple(x.shape)}"
+        )
     wanted, given = query.shape[-3], x.shape[-3]
     if wanted % given:
         raise ValueError(
@@ -367,6 +393,7 @@ def _soft_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float
 ) -> Tensor:
     V = input.shape[-1]
+    check_smoothing("cross_entropy", label_smoothing)
     if label_smoothing:
         target = target * (1 - label_smoothing) + label_smoothing / V
     losses = -(ops.log_softmax(input) * target)
@@ -478,7 +505,7 @@ def kl_div(
         logarithm = ops.log(ops.where(some, target, 1.0))
         losses = ops.where(some, target * logarithm, 0.0) - target * input
     if reduction == "batchmean":
-        return losses.sum() / input.shape[0]  # type: ignore[no-any-return]
+        return losses.sum() / (input.shape[0] if input.ndim else 1)  # type: ignore[no-any-return]
     return _reduce("kl_div", losses, reduction)
 
 
@@ -579,6 +606,10 @@ def pad(
         )
     pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)][::-1]
     pairs = [(0, 0)] * (input.ndim - len(pairs)) + pairs
+    if any(
+        before + size + after < 0 for (before, after), size in zip(pairs, input.shape, strict=True)
+    ):
+        raise ValueError(f"pad: {tuple(pad)} cuts more off than the input {tuple(input.shape)} has")
     cut = tuple(
         slice(max(0, -before), size - max(0, -after))
         for (before, after), size in zip(pairs, input.shape, strict=True)

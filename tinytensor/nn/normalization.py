@@ -100,6 +100,10 @@ class GroupNorm(_PerChannel):
         self.reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.ndim < 2 or input.shape[1] != self.num_channels:
+            raise ValueError(
+                f"nn.GroupNorm: expected (N, {self.num_channels}, …), got {tuple(input.shape)}"
+            )
         return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
@@ -111,6 +115,7 @@ class BatchNorm1d(_PerChannel):
 
     In training by the batch's own statistics, in evaluation by the running ones, which start as 0
     and 1 and move by `momentum` with every batch (None: their plain average over all batches).
+    Without `track_running_stats` always by the batch's own.
     """
 
     running_mean: Tensor | None
@@ -157,7 +162,7 @@ class BatchNorm1d(_PerChannel):
             self.running_var,
             self.weight,
             self.bias,
-            self.training,
+            self.training or self.running_mean is None,
             momentum or 0.0,
             self.eps,
         )

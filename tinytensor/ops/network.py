@@ -143,7 +143,7 @@ def cross_entropy(
     xp = array_module(logits)
     V, dtype = logits.shape[-1], logits.dtype
     check_reduction("cross_entropy", reduction)
-    _check_smoothing("cross_entropy", label_smoothing)
+    check_smoothing("cross_entropy", label_smoothing)
     index, valid, weight, share = class_shares(
         "cross_entropy", logits.shape, dtype, target, weight, ignore_index
     )
@@ -211,7 +211,7 @@ def check_reduction(name: str, reduction: str) -> None:
         raise ValueError(f"{name}: reduction is {reduction!r}; it is 'none', 'mean' or 'sum'")
 
 
-def _check_smoothing(name: str, label_smoothing: float) -> None:
+def check_smoothing(name: str, label_smoothing: float) -> None:
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{name}: label_smoothing is between 0 and 1, but it is {label_smoothing}")
 
@@ -260,7 +260,7 @@ def linear_cross_entropy(
         )
     V, C = weight.shape
     check_reduction("linear_cross_entropy", reduction)
-    _check_smoothing("linear_cross_entropy", label_smoothing)
+    check_smoothing("linear_cross_entropy", label_smoothing)
     _, _, class_weight, share = class_shares(
         "linear_cross_entropy", (*x.shape[:-1], V), x.dtype, target, class_weight, ignore_index
     )
