@@ -111,6 +111,13 @@ ACCEPTED_SPILLS = (
         16,
         "128 registers let two blocks share a multiprocessor, which is worth a few words in L1",
     ),
+    Spill(
+        "softmax_backward",
+        {"LOG": 1, "EACH": 4},
+        ("sm_80",),
+        40,
+        "the compiler stops at 72 registers, though each of 128 threads may have 255; 10 words go to L1",
+    ),
 )
 
 
