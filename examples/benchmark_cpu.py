@@ -12,20 +12,21 @@ the same is measured and printed. What is not installed is left out.
 
 The workloads: W1 is the article's model with its heads in one product (W1H: one by one), W2 the
 preset `char`, W3 a character model of width 384 on 64 x 256, W4 GPT-2 124M on 4 x 64, W4L the same
-on 1 x 1024. W3 needs 17 GB for all engines together, W4 12 and W4L 16; where that is not free, a
-workload is left out.
+on 1 x 1024. W3 needs 17 GB for all engines together, W4 12 and W4L 16; where the memory is not
+free, the rows that are asked for beside them are left out one by one, then the workload.
 
 OPENBLAS_CORETYPE keeps NumPy's OpenBLAS from kernels that the processor has; only a program that
 uses NumPy reads it. The processes run without it, which is the headline. `--variable-set` adds one
 of ours that has it, and `--processes` one that shares each batch out among processes, whose time
-and memory are counted with its own. All other variables reach the processes as they are, so that
-allocators can be compared, too: MALLOC_TRIM_THRESHOLD_=-1 MALLOC_MMAP_MAX_=0 keeps freed memory in
-every process.
+and memory are counted with its own. `--by-hand` adds the same step in NumPy alone, without any
+engine (`cpu_benchmark/by_hand.py`): no peer, but what we are held against. All other variables
+reach the processes as they are, so that allocators can be compared, too:
+MALLOC_TRIM_THRESHOLD_=-1 MALLOC_MMAP_MAX_=0 keeps freed memory in every process.
 
 `--breakdown` shows what stands between a step and its target: the time of its products at the
 processor's peak and in their own shapes, of functions, passes and calls, each measured alone.
 
-The parts are in `cpu_benchmark/`; its `__init__.py` says which is what. Runs for about 25 minutes
+The parts are in `cpu_benchmark/`; its `__init__.py` says which is what. Runs for about half an hour
 with everything, one minute with `--quick`, which trains W1 and W2. The last line is the result, as
 in "ours over the best peer: W1 0.58, W2 0.83".
 """
@@ -47,7 +48,7 @@ from cpu_benchmark.breakdown import (
     operations_by_part,
     totals,
 )
-from cpu_benchmark.engines import ENGINES, IN_PROCESSES, OURS, PEERS, WITH_VARIABLE
+from cpu_benchmark.engines import BY_HAND, ENGINES, IN_PROCESSES, OURS, PEERS, WITH_VARIABLE
 from cpu_benchmark.machine import describe_machine, machine_lines
 from cpu_benchmark.processes import KERNELS, VARIABLE, set_threads
 from cpu_benchmark.profiling import profile_lines
@@ -64,7 +65,9 @@ from cpu_benchmark.tables import (
 from cpu_benchmark.trainer import engine_process
 from cpu_benchmark.workloads import ALL, QUICK, TURNS, WORKLOADS, Turns, token_ids
 
-SAME_PRODUCTS = ("compile", IN_PROCESSES)  # as those of PyTorch, and of ours
+SAME_PRODUCTS = ("compile", IN_PROCESSES, BY_HAND)  # as those of PyTorch, and of ours
+DEFAULT = ("ours", *PEERS)
+SPARED = (IN_PROCESSES, BY_HAND, WITH_VARIABLE)  # rows that go first where memory is short
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,8 +77,8 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--workloads", nargs="+", choices=WORKLOADS, metavar="W",
         help=f"some of {', '.join(WORKLOADS)} (default: {', '.join(ALL)})")  # fmt: skip
-    add("--engines", nargs="+", default=list(ENGINES), choices=ENGINES, metavar="ENGINE",
-        help=f"some of {', '.join(ENGINES)} (default: all that are installed)")  # fmt: skip
+    add("--engines", nargs="+", default=list(DEFAULT), choices=ENGINES, metavar="ENGINE",
+        help=f"some of {', '.join(ENGINES)} (default: {', '.join(DEFAULT)})")  # fmt: skip
     add("--quick", action="store_true", help="few turns, and by default only W1 and W2")
     add("--rounds", type=at_least(1), metavar="N", help="turns of each engine")
     add("--steps-per-round", type=at_least(1), metavar="N", help="timed steps a turn")
@@ -83,6 +86,7 @@ def parse_arguments() -> argparse.Namespace:
         help="for every engine (default: what each takes by itself)")  # fmt: skip
     add("--variable-set", action="store_true", help=f"also time ours with {VARIABLE}={KERNELS}")
     add("--processes", action="store_true", help="also time ours as tt.utils.DataParallel")
+    add("--by-hand", action="store_true", help=f"also time NumPy without an engine ({BY_HAND})")
     add("--breakdown", action="store_true", help="then say what stands between us and the targets")
     add("--profile", action="store_true", help="then say where our time goes, by operation")
     add("--generate", type=at_least(1), metavar="N", help="also time generating N tokens")
@@ -113,12 +117,19 @@ def installed(engines: list[str]) -> list[str]:
     return found
 
 
-def with_room(workloads: list[str], engines: list[str]) -> list[str]:
-    """Those of the workloads that the machine's memory holds; of the others it is said."""
-    reasons = {workload: too_little_memory(workload, engines) for workload in workloads}
-    for reason in filter(None, reasons.values()):
-        print(reason)
-    found = [workload for workload, reason in reasons.items() if not reason]
+def with_room(workloads: list[str], engines: list[str]) -> dict[str, list[str]]:
+    """By workload the engines that the machine's memory holds; what is left out is said."""
+    found = {}
+    for workload in workloads:
+        fitting = list(engines)
+        for row in [row for row in SPARED if row in engines[1:]]:
+            if reason := too_little_memory(workload, fitting):
+                print(f"{reason}, so that {row} is left out")
+                fitting.remove(row)
+        if reason := too_little_memory(workload, fitting):
+            print(f"{reason}, so that {workload} is left out (--engines takes fewer)")
+        else:
+            found[workload] = fitting
     if not found:
         raise SystemExit("there is no workload left to time")
     return found
@@ -148,11 +159,11 @@ def profiled(ours: str, workload: str, operations: bool) -> dict[str, Any]:
     """Our profile, from a process that does nothing else; "alone" are its operations one by one."""
     rng = np.random.default_rng(0)
     shape = WORKLOADS[workload]
+    steps = max(2, min(30, int(3e10 / shape.flops())))
     with engine_process(ours, workload) as client:
-        ids = token_ids(shape, CHECKED_STEPS, rng)
+        ids = token_ids(shape, min(steps, CHECKED_STEPS), rng)
         client("build", ids)
         alone = client("operations", ids[0]) if operations else {}
-        steps = max(3, min(30, int(3e10 / shape.flops())))
         return {**client("profile", token_ids(shape, steps, rng)), "alone": alone}
 
 
@@ -165,6 +176,9 @@ def broken_down(
         peak = max(peak, client("peak")["flops"])  # as quick as the machine was just now
     best, whole = best_peer(result), totals(parts)
     operations = operations_by_part(parts, profile)
+    by_hand = None
+    if ours == "ours" and BY_HAND in result["engines"]:  # both without the variable
+        by_hand = median_ms(result, BY_HAND) / 1e3
     bounds = Bounds(
         ours=median_ms(result, ours) / 1e3,
         flops=result["flops"],
@@ -175,6 +189,7 @@ def broken_down(
         peer=best or "",
         best=median_ms(result, best) / 1e3 if best else 0.0,
         target=target_of(workload, ours),
+        by_hand=by_hand,
     )
     title = workload + ", variable set" * (ours == WITH_VARIABLE)
     return parts, *breakdown_lines(title, parts, profile, bounds)
@@ -216,12 +231,14 @@ def main() -> None:
         wanted.insert(wanted.index("ours") + 1, IN_PROCESSES)
     if arguments.variable_set:
         wanted.insert(wanted.index("ours") + 1, WITH_VARIABLE)
-    workloads = with_room(arguments.workloads, wanted)
+    if arguments.by_hand and BY_HAND not in wanted:
+        wanted.append(BY_HAND)
+    engines_of = with_room(arguments.workloads, wanted)
     machine = measure_machine(wanted)
     print("\n".join(machine_lines(machine, VARIABLE)))
     races = {
-        workload: race(workload, wanted, turns_of(workload, arguments), arguments.generate)
-        for workload in workloads
+        workload: race(workload, engines, turns_of(workload, arguments), arguments.generate)
+        for workload, engines in engines_of.items()
     }
     for engine, again in measure_peaks(wanted).items():  # the machine may have been busy before
         machine["peaks"][engine]["flops"] = max(machine["peaks"][engine]["flops"], again["flops"])

@@ -6,6 +6,8 @@ for, and to `gpt/plan.py` for how memory is counted.
 
 from __future__ import annotations
 
+import dataclasses
+
 import tinytensor as tt
 from gpt import devices, footprint
 from gpt.checks import all_checks
@@ -15,6 +17,7 @@ from gpt.fields import require
 from gpt.plan import plan_for, size
 from gpt.pretrained import check_start, starting_model
 from gpt.progress import say
+from gpt.shared import chosen_processes
 from gpt.train import build_optimizer
 
 
@@ -23,7 +26,8 @@ def check(config: TrainConfig) -> bool:
     where = devices.choose(config.device)
     corpus = load_corpus(config)
     check_start(config, corpus.vocab_size)
-    plan_for(config, corpus.vocab_size, where).check()
+    processes = chosen_processes(config, corpus.vocab_size, where)
+    plan_for(config, corpus.vocab_size, where, processes).check()
     tt.manual_seed(config.seed)
     model = starting_model(config, corpus.vocab_size).to(where)
     optimizer = build_optimizer(config, model)
@@ -43,12 +47,13 @@ def show_plan(config: TrainConfig, measured: bool) -> None:
     where = devices.choose(config.device)
     vocab_size = load_corpus(config).vocab_size
     check_start(config, vocab_size)
-    plan = plan_for(config, vocab_size, where)
+    processes = chosen_processes(config, vocab_size, where)
+    plan = plan_for(config, vocab_size, where, processes)
     print("\n".join(plan.table()), flush=True)
     if not measured:
         return
     require(where.type == "cpu", f"--measure looks at main memory, which --device {where} is not")
     plan.check()
-    taken = footprint.measure(config, vocab_size)
+    taken = footprint.measure(dataclasses.replace(config, processes=processes), vocab_size)
     ratio = plan.bytes() / taken
     print(f"        {'measured':<16} {size(taken):>9}, of which the plan is {ratio:.2f}")

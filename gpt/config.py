@@ -22,6 +22,7 @@ from gpt.fields import (
     check_model,
     check_seed,
     flag,
+    plural,
     require,
     with_help,
 )
@@ -183,6 +184,12 @@ class TrainConfig:
     from then on, which saves the time that Python takes to start each. The numbers are the same."""
     matmul_precision: Literal["highest", "high"] = "highest"
     """Of float32 products on a GPU: `highest` is float32, `high` rounds their inputs to TF32."""
+    processes: int = 0
+    """On a CPU: how many processes share the rows of each batch; one computes on threads, for which
+    a small model's step has too many short calls. 0 takes one for each core, at most 4, where that
+    is quicker, else 1. The numbers are the same but for rounding (and to the bit with as many), and
+    so is what dropout leaves out. Each process needs memory for three or four times the parameters
+    more."""
     checks: bool = True
     """Look for the classic silent mistakes before the first step, as `python -m gpt check` does."""
     ignore_memory: bool = False
@@ -226,6 +233,10 @@ class TrainConfig:
             f"{self.batch_size} times --block-size {self.block_size} = {tokens:,} tokens; the "
             f"nearest that is: {max(1, round(self.total_batch / tokens)) * tokens:,}",
         )
+        at_least(self, "processes", 0)
+        if self.processes > 1:
+            reason = self.against_sharing(self.processes)
+            require(not reason, f"--processes {self.processes} {reason}")
         require(
             self.model == "gpt" or not (self.checkpointing or self.vocab_multiple > 1),
             "--checkpointing and --vocab-multiple belong to --model gpt; the article's model has "
@@ -266,6 +277,26 @@ class TrainConfig:
             f"--name {self.name!r} must be one folder name; --folder says where it lies",
         )
 
+    def against_sharing(self, processes: int) -> str:
+        """Why so many processes cannot share a batch, as what they do; empty where they can."""
+        T, C, H = self.block_size, self.n_embd, self.n_head
+        if processes > self.batch_size:
+            return (
+                f"cannot share {plural(self.batch_size, 'row')}: each takes at least one of "
+                "--batch-size"
+            )
+        if self.accumulation > 1 and self.ordered:
+            return (
+                f"would add the gradients of a step's {self.accumulation} batches one after the "
+                "other, not as a tree; --no-ordered says so"
+            )
+        if self.dropout and (T * C % 8 or T * T * H % 8):
+            return (
+                f"cannot share dropout's masks: --block-size x --n-embd = {T * C:,} and "
+                f"--block-size x --block-size x --n-head = {T * T * H:,} must be multiples of 8"
+            )
+        return ""
+
     @property
     def accumulation(self) -> int:
         """How many batches' gradients make one step."""
@@ -280,6 +311,7 @@ CHANGEABLE = {
     "compare_every",
     "device",
     "matmul_precision",
+    "processes",
     "rank_timeout",
     "checks",
     "ignore_memory",

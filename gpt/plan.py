@@ -8,6 +8,7 @@ their sum with what a process really allocates. They are within MARGIN of each o
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ LOGITS = 1 << 24
 REMADE_NORM, REMADE_GELU = 1 << 19, 1 << 21
 # AdamW works on two arrays of 2^18 numbers, and lets those of the piece before go afterwards.
 UPDATE = 4 << 18
+# What a copied process writes to of what it shares at first: Python's counts of references.
+PROCESS = 12 << 20
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Plan:
     available: int | None  # what the machine can give; None where it does not say
     holder: str = "the machine"  # or the GPU
     ranks: int = 1  # processes that share the batches of a step
+    processes: int = 1  # those that share each batch
 
     @property
     def parameters(self) -> int:
@@ -62,10 +66,21 @@ class Plan:
         batches = max(1, self.config.total_batch // share)
         if self.config.ordered and (sums := sums_of_gradients(batches)):
             parts["sums of batches"] = sums * one
+        if others := self.processes - 1:
+            # The parameters where all see them; of each other process its copy of them, and its
+            # gradients, there and where this one reads them.
+            parts["other processes"] = (1 + 3 * others) * one + others * PROCESS
         return parts
 
     def activations(self, rows: int) -> dict[str, int]:
-        """What one batch of so many rows takes, by layer, where it is most: in the backward pass.
+        """What one batch of so many rows takes, by layer, in all processes together."""
+        n = min(rows, self.processes)
+        parts = [rows * (i + 1) // n - rows * i // n for i in range(n)]
+        each = [self.activations_of_one(part) for part in parts]
+        return {name: sum(amounts[name] for amounts in each) for name in each[0]}
+
+    def activations_of_one(self, rows: int) -> dict[str, int]:
+        """What one process keeps of so many rows, where it is most: in the backward pass.
 
         Letters as in gpt/model.py; N tokens are in the batch.
         """
@@ -175,6 +190,10 @@ class Plan:
             f"this run needs about {size(self.bytes())}, but {self.holder} has "
             f"{size(self.available)} free"
         )
+        if self.processes > 1 and (alone := dataclasses.replace(self, processes=1)).fits():
+            raise UserError(
+                f"{needs}; --processes 1 takes {size(alone.bytes())}, or go on with --ignore-memory"
+            )
         if rows := self.largest_batch():
             same = " (the step stays the same)" if self.config.total_batch else ""
             raise UserError(
@@ -210,8 +229,10 @@ def sums_of_gradients(batches: int) -> int:
     return max(number.bit_count() for number in range(batches))
 
 
-def plan_for(config: TrainConfig, vocab_size: int, where: tt.device = CPU) -> Plan:
-    """The plan of a run on a device of this machine.
+def plan_for(
+    config: TrainConfig, vocab_size: int, where: tt.device = CPU, processes: int = 1
+) -> Plan:
+    """The plan of a run on a device of this machine, whose batches so many processes share.
 
     What is kept is counted as on the CPU, where it is most: on a GPU no attention weights are kept,
     and half of the bytes of what a product in bfloat16 was given.
@@ -221,7 +242,8 @@ def plan_for(config: TrainConfig, vocab_size: int, where: tt.device = CPU) -> Pl
         return Plan(
             config, sizes, devices.free_memory(where), "the GPU", ranks=dist.get_world_size()
         )
-    return Plan(config, sizes, available_memory(), ranks=dist.get_world_size())
+    ranks = dist.get_world_size()
+    return Plan(config, sizes, available_memory(), ranks=ranks, processes=processes)
 
 
 # ---- The machine ----

@@ -140,7 +140,9 @@ def prepare(config: PrepareConfig) -> Path:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from None
+        # NumPy says how much of an array it could write, and not why.
+        reason = error.strerror or f"the disk may be full ({error})"
+        raise UserError(f"{folder} cannot be written: {reason}") from None
     index = read_index(folder)
     assert index is not None
     for split, entries in index.splits.items():

@@ -238,11 +238,13 @@ class RunFolder:
         batches: Batches,
         text: str,
         seconds: float,
+        processes: int = 1,
         keep: int = 1,
         keep_best: bool = False,
     ) -> None:
         """All that the next step depends on, with the SHA-256 of the text and the time it took.
 
+        Its last bits depend on the number of `processes` that share a batch, too.
         Of the others, the last `keep - 1` stay, and with `keep_best` that of the best evaluation.
         """
         place = self.path / f"checkpoint-{step:06d}"
@@ -264,6 +266,7 @@ class RunFolder:
                 "files": {name: sha256(unfinished / name) for name in (MODEL, OPTIMIZER)},
                 "text": text,
                 "seconds": seconds,
+                "processes": processes,
             }
             replace_file(unfinished / "state.json", json.dumps(state, indent=2) + "\n")
             write_checksums(unfinished, ["state.json"])

@@ -14,8 +14,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 import tinytensor as tt
 import tinytensor.distributed as dist
 from gpt import UserError, devices, ranks
@@ -34,12 +32,12 @@ from gpt.plot import plot_losses
 from gpt.pretrained import check_start, starting_model
 from gpt.progress import Clock, StopRequest, evaluation_line, introduce, progress_bar, say
 from gpt.runs import MODEL, OPTIMIZER, RunFolder, build_model
+from gpt.shared import SharedGradients, chosen_processes, shares
 from gpt.streaming import TextStream
 from gpt.tokenizer import Tokenizer
 
 # A gradient is never this long, but its length is measured by the function that clips.
 NO_CLIP = 1e30
-IGNORED = -100  # a target that is none: cross-entropy leaves it out
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,9 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
     prompt = encode_prompt(tokenizer, config.sample_prompt, "--sample-prompt")
     if saved is None:
         check_start(config, tokenizer.vocab_size)
-    plan = plan_for(config, tokenizer.vocab_size, where)
+    before = saved.get("processes", 0) if saved else 0
+    processes = chosen_processes(config, tokenizer.vocab_size, where, place.world_size, before)
+    plan = plan_for(config, tokenizer.vocab_size, where, processes)
     plan.check()
     if config.total_batch:  # what takes long or much is said before anything is allocated
         say("\n".join(plan.lines()))
@@ -109,21 +109,28 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
 
     facts_of_run = {"step": step, **dataclasses.asdict(config)}
     dist.check_agreement(model.parameters(), facts_of_run, code=("tinytensor", "gpt"))
-    captured = CapturedGradients(model, config, place.world_size) if config.capture else None
+    another_way: Any = nullcontext()  # to a batch's gradients
+    if config.capture:
+        another_way = nullcontext(CapturedGradients(model, config, place.world_size))
+    elif processes > 1:
+        another_way = SharedGradients(model, optimizer, config, processes, run)
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     introduce(corpus, parameters, config)
     if where.type != "cpu":
         say(f"device  {where}, products in {config.precision}")
+    if processes > 1:
+        say(f"shared  each batch by {processes} processes")
     if saved is not None:
         say(f"goes on from step {step:,} of {config.iterations:,}")
     flops, peak = flops_per_token(plan.sizes), peak_of(where, config)
     clock = Clock(seconds_before)
 
-    with unwarned(), StopRequest() as stop, progress_bar(step, config.iterations) as bar:
+    bar = progress_bar(step, config.iterations)
+    with unwarned(), StopRequest() as stop, bar, another_way as gradients:
         if saved is None:
             facts = {"tokens": corpus.tokens, "vocab_size": corpus.vocab_size, "unit": corpus.unit}
-            facts |= {"parameters": parameters, "matmul_peak": round(peak)}
+            facts |= {"parameters": parameters, "matmul_peak": round(peak), "processes": processes}
             run.log("start", 0, device=str(where), **facts, **dataclasses.asdict(known))
             losses = evaluate(model, corpus, config)
             run.log("evaluation", 0, **losses)
@@ -133,9 +140,9 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
         stopping = False
         while step < config.iterations and not stopping:
             step += 1
-            before = batches.state_dict()
+            place_in_text = batches.state_dict()
             step_batches = [batches.next_batch() for _ in range(config.accumulation)]  # (B, T) each
-            parts = accumulate(parallel, optimizer, step_batches, config, step, captured)
+            parts = accumulate(parallel, optimizer, step_batches, config, step, gradients)
             norm = ranks.clip_grad_norm(model, optimizer, config.clip or NO_CLIP)
             # The one place where a step waits for its device: numbers that are not finite must not
             # reach the parameters, so they are looked at before the optimizer moves.
@@ -147,10 +154,10 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
                 "gradient_norm": length,
             }
             if not all_finite(measured):
-                batches.load_state_dict(before)
+                batches.load_state_dict(place_in_text)
                 why, damaged = look_again(parallel, optimizer, step_batches, config, step)
                 if not damaged:  # what the step began with, to look at it again
-                    save(run, step - 1, model, optimizer, batches, corpus, clock, config)
+                    save(run, step - 1, model, optimizer, batches, corpus, clock, config, processes)
                 raise UserError(diverged(step, measured, why, run))
             for group in optimizer.param_groups:
                 group["lr"] = measured["learning_rate"]
@@ -187,7 +194,7 @@ def train(config: TrainConfig, run: RunFolder | None = None) -> Outcome:
             stopping = stopping or (place.world_size == 1 and stop.requested)
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             if due or stopping or last or (best and config.keep_best):
-                save(run, step, model, optimizer, batches, corpus, clock, config)
+                save(run, step, model, optimizer, batches, corpus, clock, config, processes)
             bar.update()
 
     close(batches)
@@ -226,7 +233,7 @@ def accumulate(
     batches: list[Batch],
     config: TrainConfig,
     step: int,
-    captured: CapturedGradients | None = None,
+    gradients: CapturedGradients | SharedGradients | None = None,
 ) -> list[tt.Tensor]:
     """What this rank's batches add to the mean loss over the targets of all batches, one by one.
 
@@ -237,7 +244,7 @@ def accumulate(
     sum is the gradient of one large batch. (Adding the means up, or dividing by the number of
     batches where some have targets to ignore, gives another one.)
     """
-    optimizer.zero_grad(set_to_none=captured is None)
+    optimizer.zero_grad(set_to_none=not isinstance(gradients, CapturedGradients))
     where = devices.device_of(model)
     parts = []
     own = ranks.share_of(list(zip(batches, shares(batches), strict=True)))
@@ -245,8 +252,8 @@ def accumulate(
         if config.dropout:  # masks that depend on the batch alone, not on who computes it when
             place = (step - 1) * len(batches) + number
             tt.manual_seed(stream_seed(config.seed, f"dropout {place}"))
-        if captured is not None:
-            parts.append(captured(batch, share))
+        if gradients is not None:
+            parts.append(gradients(batch, share))
             continue
         with devices.precision(config.precision, where):
             loss = devices.loss_on(model, batch)
@@ -255,12 +262,6 @@ def accumulate(
             loss.backward(None if share == 1.0 else tt.full((), share, device=where))
         parts.append(loss.detach() * share)
     return parts
-
-
-def shares(batches: Iterable[Batch]) -> list[float]:
-    """Which part of all targets each batch has."""
-    counts = [int(np.count_nonzero(y.numpy() != IGNORED)) for _, y in batches]
-    return [count / sum(counts) for count in counts]
 
 
 def look_again(
@@ -306,6 +307,7 @@ def save(
     corpus: Corpus,
     clock: Clock,
     config: TrainConfig,
+    processes: int,
 ) -> None:
     ranks.bring_together(optimizer)
     run.save_checkpoint(
@@ -315,6 +317,7 @@ def save(
         batches,
         text=corpus.digest,
         seconds=clock.seconds(),
+        processes=processes,
         keep=config.keep_checkpoints,
         keep_best=config.keep_best,
     )

@@ -1,18 +1,20 @@
 // AdamW over a flat stretch of numbers: m = β₁ m + (1 - β₁) g, v = β₂ v + (1 - β₂) g²,
 // x = x (1 - lr decay) - rate m / (√v + eps'), where rate = lr √(1 - β₂ᵗ) / (1 - β₁ᵗ) and
 // eps' = eps √(1 - β₂ᵗ): the formula of optim/adamw.py, in its order of operations, each rounded by
-// itself, so that float32 results are the CPU's bit for bit.
+// itself, so that float32 results are NumPy's bit for bit (BLAS, where optim/adamw.py calls it, may
+// round a product and its sum as one).
 //
-// `factors` lies on the device, so that a captured step can be given another learning rate:
-// β₁, 1 - β₁, β₂, 1 - β₂, eps', rate, 1 - lr decay, and coupled: Adam's g is first g + coupled x.
+// `factors` lies on the device, so that a captured step can be given another learning rate: β₁,
+// 1 - β₁, β₂, 1 - β₂, eps', rate, 1 - lr decay, and coupled: Adam's g is first g + coupled x.
 // `scale`, where given, is what gradients are multiplied with first (clipping). KEEP, for bfloat16:
 // MASTER, the float32 weights are kept beside and rounded (and take over a value that somebody else
-// wrote); STOCHASTIC, there are none, and x is rounded up or down with the probability of its distance:
-// 16 bits of 32-bit word i of the draw.
+// wrote); STOCHASTIC, there are none, and x is rounded up or down with the probability of its
+// distance: 16 bits of 32-bit word i of the draw.
 //
-// Layout: count numbers each, contiguous; m, v and master float32. A warp has 256 numbers, a thread four
-// of the first 128 and four of the rest: 16 bytes of float32 each, beside its neighbour's. Bytes an element: 28 in float32 (4 read, 3 written, 4 bytes
-// each), 30 with a master, 22 stochastic. Arithmetic: 12 operations, one root, one division.
+// Layout: count numbers each, contiguous; m, v and master float32. A warp has 256 numbers, a thread
+// four of the first 128 and four of the rest: 16 bytes of float32 each, beside its neighbour's.
+// Bytes an element: 28 in float32 (4 read, 3 written, 4 bytes each), 30 with a master, 22
+// stochastic. Arithmetic: 12 operations, one root, one division.
 //
 // set_factors: eight numbers, passed by value, to where an update (adamw, or sgd.cu's) reads them.
 #include "philox.cuh"
@@ -38,9 +40,7 @@
 struct Share {
     long long first, count;
 
-    __device__ __forceinline__ long long at(int j) const {
-        return first + j / 4 * 128 + j % 4;
-    }
+    __device__ __forceinline__ long long at(int j) const { return first + j / 4 * 128 + j % 4; }
     template <typename T>
     __device__ __forceinline__ void read(float (&x)[8], const T* from) const {
 #pragma unroll
@@ -88,7 +88,8 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 #pragma unroll
     for (int j = 0; j < N; j++) {
-        bool same = __float_as_uint(to_float(from_float<real>(kept[j]))) == __float_as_uint(value[j]);
+        bool same =
+            __float_as_uint(to_float(from_float<real>(kept[j]))) == __float_as_uint(value[j]);
         if (KEEP == MASTER && same) value[j] = kept[j];
         float d = g[j];
         if (clip != 1.0f) d = to_float(from_float<gradient_type>(__fmul_rn(d, clip)));

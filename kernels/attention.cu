@@ -22,8 +22,8 @@
 //
 // Instructions: at HEAD 64 a tile is 128 mma a warp forward, and in the machine code for sm_90a 630
 // others. They must not take longer to issue than the mma to be done: tiles that all rows see have
-// no masks; the scale and the largest score meet in the one fma of the exponent, for which the scale
-// must be positive; a thread's addresses of the tiles are worked out once (Stream).
+// no masks; the scale and the largest score meet in the one fma of the exponent, for which the
+// scale must be positive; a thread's addresses of the tiles are worked out once (Stream).
 //
 // HEAD is D rounded up to a multiple of 16, at most 128. ALIGNED: the arrays begin at multiples of
 // 16 bytes, and D and all strides are multiples of 8 elements; without, elements are loaded one by
@@ -299,7 +299,7 @@ extern "C" __global__ void __launch_bounds__(128)
     DYNAMIC_SHARED(char, shared);
     char *k_tile = shared, *v_tile = shared + ROWS * PITCH * 16,
          *slots = v_tile + ROWS * PITCH * 16;
-    constexpr int SLOT = BACK * PITCH * 16;  // of q; dy lies behind it
+    constexpr int SLOT = BACK * PITCH * 16;          // of q; dy lies behind it
     float* statistics = (float*)(slots + 4 * SLOT);  // of each slot's queries: log-sum-exp, delta
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, bh = blockIdx.x, b = bh / H, h = bh % H;
     int first = blockIdx.y * ROWS, mine = first + warp * BLOCKS * 16;

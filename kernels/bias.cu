@@ -1,9 +1,9 @@
 // Sums over rows, in a fixed order: the gradient of a bias, and the last step of other gradients.
 // sums[s, c] (= or +=) Σ over rows of slice s of x[row, c].
 //
-// Layout: x is rows × C, contiguous. A block sums 32 pieces of 16 bytes of columns over the rows of one
-// slice (blockIdx.y): warp w takes rows w, w + 8, …, and the eight sums are added in order. Where there
-// are many rows, a first launch makes one sum a slice, and a second adds up the slices.
+// Layout: x is rows × C, contiguous. A block sums 32 pieces of 16 bytes of columns over the rows of
+// one slice (blockIdx.y): warp w takes rows w, w + 8, …, and the eight sums are added in order.
+// Where there are many rows, a first launch makes one sum a slice, and a second adds up the slices.
 // Bytes: x once, and the slices, which are few. Arithmetic: 1 addition an element.
 #include "types.cuh"
 

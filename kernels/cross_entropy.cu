@@ -3,13 +3,14 @@
 // dlogits = scale · (p Σq - q), q = (1 - ε) w at t, plus ε/V weight everywhere.
 // A row whose target is `ignored` has loss 0 and gradient 0. Without weights they are all 1.
 //
-// cross_entropy makes the losses and the log-sum-exps, and with `dlogits` the gradient too, in the same
-// launch: each row is gone over a second time, in shared memory or the L2 cache. cross_entropy_gradient makes the
-// gradient alone, from the log-sum-exps. Gradients may be written over the logits. `scale` has one
-// number a row, or one for all if scale_step is 0: the incoming gradient, over Σ w for a mean.
+// cross_entropy makes the losses and the log-sum-exps, and with `dlogits` the gradient too, in the
+// same launch: each row is gone over a second time, in shared memory or the L2 cache.
+// cross_entropy_gradient makes the gradient alone, from the log-sum-exps. Gradients may be written
+// over the logits. `scale` has one number a row, or one for all if scale_step is 0: the incoming
+// gradient, over Σ w for a mean.
 //
-// Layout: rows × V, contiguous; a row belongs to a warp or a block (rows.cuh), and one too wide to be
-// held is read with a running maximum and sum. Bytes: logits once, and dlogits if asked for.
+// Layout: rows × V, contiguous; a row belongs to a warp or a block (rows.cuh), and one too wide to
+// be held is read with a running maximum and sum. Bytes: logits once, and dlogits if asked for.
 // Arithmetic: 1 or 2 exponentials and about 6 operations an element.
 #include "rows.cuh"
 
@@ -19,8 +20,8 @@ struct Target {
     int target;
     float hot, smooth;
 
-    // scale · (p Σq - q) in place of the p of the classes from `at`. One piece of a row has the target,
-    // and the others are not to ask for it class by class.
+    // scale · (p Σq - q) in place of the p of the classes from `at`. One piece of a row has the
+    // target, and the others are not to ask for it class by class.
     __device__ __forceinline__ void gradient(float (&p)[PIECE], int at, int V, float q_sum,
                                              float scale) {
 #pragma unroll
@@ -72,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     }
     if (rank_in_team() == 0) {
         float value = 0.0f;
-        if (counts) {  // a target that is no class: not a number, where an exception would have to wait
+        if (counts) {  // a target that is no class: nan, as an exception would mean waiting
             value = known ? target.hot * (sums.largest - to_float(logits[t]) + log_sum)
                           : __uint_as_float(0x7fc00000u);
             if (smoothing != 0.0f) value += target.smooth * (weights * log_total - weighted);
@@ -116,8 +117,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     r.begin();
     r.each([&](float (&v)[1][PIECE], int at, int) {
 #pragma unroll
-        for (int j = 0; j < PIECE; j++)
-            v[0][j] = counts ? exponential(v[0][j] - log_total) : 0.0f;
+        for (int j = 0; j < PIECE; j++) v[0][j] = counts ? exponential(v[0][j] - log_total) : 0.0f;
         if (counts) target.gradient(v[0], at, V, q_sum, factor);
         put(dlogits + row * V, v[0], at, V);
     });

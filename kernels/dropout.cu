@@ -1,9 +1,9 @@
-// Dropout: y = x · scale where 32-bit word i of the draw is at least threshold, else 0. Its gradient
-// is the same kernel on dy: the mask is made again, not stored.
+// Dropout: y = x · scale where 32-bit word i of the draw is at least threshold, else 0. Its
+// gradient is the same kernel on dy: the mask is made again, not stored.
 //
 // Layout: count contiguous numbers. One thread makes one Philox block, the words of 8 elements.
-// Bytes: x and y. Arithmetic: 5 wide multiplications an element, about 40 instructions: on a fast card,
-// in bfloat16, this bounds the kernel and not the bytes.
+// Bytes: x and y. Arithmetic: 5 wide multiplications an element, about 40 instructions: on a fast
+// card, in bfloat16, this bounds the kernel and not the bytes.
 #include "philox.cuh"
 #include "types.cuh"
 

@@ -1,8 +1,9 @@
 // One pass over contiguous arrays: y = EXPRESSION of a, b, c (elements), s and t (scalars).
 //
-// The family is the table in cuda/elementwise.py: each entry is this file, compiled with its EXPRESSION
-// and its number of INPUTS. Expressions add and multiply by __fadd_rn and __fmul_rn where the CPU rounds
-// in between. y may be one of the inputs. Layout: count numbers of `real`; one thread 16 bytes of each.
+// The family is the table in cuda/elementwise.py: each entry is this file, compiled with its
+// EXPRESSION and its number of INPUTS. Expressions add and multiply by __fadd_rn and __fmul_rn
+// where the CPU rounds in between. y may be one of the inputs. Layout: count numbers of `real`; one
+// thread 16 bytes of each.
 // Bytes: each input and y once.
 #include "types.cuh"
 

@@ -2,9 +2,10 @@
 // dx = dy ((1 + t)/2 + a/2 (1 - t²) √(2/π) (1 + 3 · 0.044715 a²)); with FORM ERF, y = a Φ(a),
 // Φ(a) = (1 + erf(a/√2))/2, and dx = dy (Φ(a) + a exp(-a²/2)/√(2π)). The bias may be absent.
 //
-// Layout: count contiguous numbers, of which element i takes bias[i % columns]. One thread 16 bytes.
-// Bytes: x and y forward, x, dy and dx backward. Arithmetic: about 7 and 13 operations and the two of
-// gelu.cuh, or erf and exp, an element: at 4 bytes an element (bfloat16) both count.
+// Layout: count contiguous numbers, of which element i takes bias[i % columns]. One thread
+// 16 bytes.
+// Bytes: x and y forward, x, dy and dx backward. Arithmetic: about 7 and 13 operations and the two
+// of gelu.cuh, or erf and exp, an element: at 4 bytes an element (bfloat16) both count.
 #include "gelu.cuh"
 #include "types.cuh"
 

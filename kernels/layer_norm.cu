@@ -1,19 +1,20 @@
 // Layer norm over the last axis: n = (x - mean) · rstd, y = n · weight + bias.
 // dx = rstd (dn - mean(dn) - n mean(dn n)) with dn = dy weight; dweight = Σ dy n, dbias = Σ dy.
 //
-// RESIDUAL: x is what a layer adds to the residual stream of a transformer. residual + x is written to
-// `total`, rounded to its type before it is normalised, so that backward sees the same numbers. Backward
-// adds `dtotal`, the gradient of the stream that goes by the norm, to what comes through it; the sum is
-// the gradient of residual and of x. weight and bias may be absent.
+// RESIDUAL: x is what a layer adds to the residual stream of a transformer. residual + x is written
+// to `total`, rounded to its type before it is normalised, so that backward sees the same numbers.
+// Backward adds `dtotal`, the gradient of the stream that goes by the norm, to what comes through
+// it; the sum is the gradient of residual and of x. weight and bias may be absent.
 //
 // The stream, weight and bias are of type `stream_type`, x, y and their gradients of type `real`: a
 // stream of float32 between layers that compute in bf16 needs no pass of its own for converting.
 //
-// Layout: rows × C, contiguous; mean and rstd are kept, one a row, for backward. A row belongs to a warp
-// or a block and stays in registers (rows.cuh). The variance is a second pass over them: Σ x² - C mean²
-// would cancel. Backward: a fixed number of teams, team t takes rows t, t + teams, …, and adds up its
-// share of dweight and dbias in registers, since a thread has the same columns in every row; the shares
-// (teams, C) are then summed by column_sum (bias.cu). No atomics: the same sum every time.
+// Layout: rows × C, contiguous; mean and rstd are kept, one a row, for backward. A row belongs to a
+// warp or a block and stays in registers (rows.cuh). The variance is a second pass over them:
+// Σ x² - C mean² would cancel. Backward: a fixed number of teams, team t takes rows t, t + teams,
+// …, and adds up its share of dweight and dbias in registers, since a thread has the same columns
+// in every row; the shares (teams, C) are then summed by column_sum (bias.cu). No atomics: the same
+// sum every time.
 // Bytes: forward reads x (and residual) and writes y (and total); backward reads total and dy (and
 // dtotal) and writes dresidual (and, where the types differ, dx); the shares stay in the L2 cache.
 // Arithmetic: about 8 and 15 operations an element.
@@ -73,8 +74,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     if (rank_in_team() == 0) mean[row] = m, rstd[row] = s;
 }
 
-// dweight_shares and dbias_shares: (teams, C), where teams = gridDim.x · TEAMS. Either may be absent,
-// and so may dx, where it would be dresidual over again.
+// dweight_shares and dbias_shares: (teams, C), where teams = gridDim.x · TEAMS. Either may be
+// absent, and so may dx, where it would be dresidual over again.
 // (One block a multiprocessor would do: without the 1 the compiler saves registers, and spills.)
 extern "C" __global__ void __launch_bounds__(BLOCK, 1)
     layer_norm_backward(real* dx, stream_type* dresidual, float* dweight_shares,

@@ -1,12 +1,15 @@
-// The softmax part of cross-entropy where the logits are made some classes at a time: of the classes
-// first … first + columns - 1, `logits` is rows × columns, and nothing of size rows × V is ever kept.
+// The softmax part of cross-entropy where the logits are made some classes at a time: of the
+// classes first … first + columns - 1, `logits` is rows × columns, and nothing of size rows × V is
+// ever kept.
 //
-// linear_cross_entropy_part brings what is known of each row up to date: largest logit, Σ exp(logit -
-// largest), and the logit of the target. After the last part the loss is
-// largest + log total - at_target (linear_cross_entropy_loss). Backward makes each part's logits again,
-// and linear_cross_entropy_gradient turns them, in place, into scale · (p - [class is the target]).
+// linear_cross_entropy_part brings what is known of each row up to date: largest logit,
+// Σ exp(logit - largest), and the logit of the target. After the last part the loss is
+// largest + log total - at_target (linear_cross_entropy_loss). Backward makes each part's logits
+// again, and linear_cross_entropy_gradient turns them, in place, into scale · (p - [class is the
+// target]).
 //
-// Layout and bytes as cross_entropy.cu: each part is read once forward, and read and written backward.
+// Layout and bytes as cross_entropy.cu: each part is read once forward, and read and written
+// backward.
 #include "rows.cuh"
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
@@ -30,8 +33,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
 
 extern "C" __global__ void linear_cross_entropy_loss(float* loss, float* log_sum_exp,
                                                      const float* largest, const float* total,
-                                                     const float* at_target, const long long* targets,
-                                                     int rows, long long ignored) {
+                                                     const float* at_target,
+                                                     const long long* targets, int rows,
+                                                     long long ignored) {
     int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
     float log_total = logf(total[row]);
@@ -41,8 +45,8 @@ extern "C" __global__ void linear_cross_entropy_loss(float* loss, float* log_sum
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
     linear_cross_entropy_gradient(real* logits, const float* log_sum_exp, const long long* targets,
-                                  const float* scale, int scale_step, int rows, int columns, int first,
-                                  long long ignored) {
+                                  const float* scale, int scale_step, int rows, int columns,
+                                  int first, long long ignored) {
     long long row = (long long)blockIdx.x * TEAMS + threadIdx.x / TEAM;
     if (row >= rows) return;
     long long target = targets[row];

@@ -2,9 +2,9 @@
 // sm_80 on.
 //
 // op(A) is m × k, op(B) is k × n, float32 or bfloat16; sums are float32. With TRANSPOSE_A, A is
-// stored k × m, with TRANSPOSE_B, B n × k; rows are lda, ldb, ldc elements apart. float32 inputs are
-// rounded to TF32. blockIdx.x counts tiles within a batch of two axes (outer, inner) with strides;
-// blockIdx.y counts parts of k, k_part long each, whose sums go to c + y · part_stride
+// stored k × m, with TRANSPOSE_B, B n × k; rows are lda, ldb, ldc elements apart. float32 inputs
+// are rounded to TF32. blockIdx.x counts tiles within a batch of two axes (outer, inner) with
+// strides; blockIdx.y counts parts of k, k_part long each, whose sums go to c + y · part_stride
 // (matmul_add_parts joins them).
 //
 // Split: a block of 256 threads makes a TILE_M × TILE_N tile of C; its 8 warps stand 2 × 4 and keep
@@ -61,8 +61,8 @@ struct Operand {
     static constexpr int CHUNKS = ALONG_K ? 8 : SIZE / CHUNK;
     static constexpr int ROWS = ALONG_K ? SIZE : DEPTH, ABREAST = THREADS / CHUNKS;
     static constexpr int BYTES = SIZE * 128;
-    const real* from;  // this thread's chunk at k = 0
-    long long stride;  // of rows
+    const real* from;         // this thread's chunk at k = 0
+    long long stride;         // of rows
     int row, column, extent;  // of m or n, from this tile's first on
 
     __device__ __forceinline__ Operand(const real* x, long long stride, int first, int size)

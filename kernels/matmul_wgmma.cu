@@ -16,8 +16,8 @@
 // arrived, and empty when each warp that read it has said so; the n-th use of a slot is told from
 // the one before by a parity. The producing warpgroup gives most of its registers to the other two.
 //
-// Finished sums go through shared memory, 128 bytes of 16 rows at a time and each warp by itself, so
-// that C is written in whole lines: a thread holds two neighbours of eight rows, which would be
+// Finished sums go through shared memory, 128 bytes of 16 rows at a time and each warp by itself,
+// so that C is written in whole lines: a thread holds two neighbours of eight rows, which would be
 // half a sector each. With LINES in WHAT, 16 bytes a thread.
 //
 // Bytes: A is read n / TILE_N times and B m / 128 times, from L2 (tiles are visited in groups of 8
@@ -26,9 +26,10 @@
 // operations a cycle: a step takes 1,024 cycles, in which L2 must send 48 bytes a cycle, and shared
 // memory 80 of its 128: a wgmma of 64 × 256 × 16 reads 10 KB in 128 cycles.
 //
-// Storing is some 600 instructions a warp at 128 × 256: with TURNS 0 it holds the next tile's products
-// up for about 1,300 cycles (a tenth of a tile with k = 768), with TURNS 1 the other warpgroup
-// multiplies meanwhile. GELU is 2 of 16 special operations a cycle an element, 4,096 cycles a tile.
+// Storing is some 600 instructions a warp at 128 × 256: with TURNS 0 it holds the next tile's
+// products up for about 1,300 cycles (a tenth of a tile with k = 768), with TURNS 1 the other
+// warpgroup multiplies meanwhile. GELU is 2 of 16 special operations a cycle an element, 4,096
+// cycles a tile.
 //
 // Beside CUTLASS's kernels for this chip: TURNS 0 is their cooperative schedule and TURNS 1 their
 // ping-pong, both persistent as here. Theirs also store by the copy engine (a third of the
@@ -110,10 +111,10 @@ __device__ __forceinline__ Work choose_work(int item, int tiles, int m, int n, i
             (end - start + DEPTH - 1) / DEPTH};
 }
 
-// One line of each of 16 rows of C, of which `rows` rows and `columns` columns are left: v[4 j + 2 half],
-// and the next, are row lane / 4 + 8 half, columns 8 j + 2 (lane % 4), and the next. A warp; `stage` is
-// 16 lines of its own, whose 16-byte chunks change places by the row, so that neither writing nor
-// reading meets a bank twice.
+// One line of each of 16 rows of C, of which `rows` rows and `columns` columns are left:
+// v[4 j + 2 half], and the next, are row lane / 4 + 8 half, columns 8 j + 2 (lane % 4), and the
+// next. A warp; `stage` is 16 lines of its own, whose 16-byte chunks change places by the row, so
+// that neither writing nor reading meets a bank twice.
 __device__ __forceinline__ void write_lines(out* to, const float* v, char* stage, int rows,
                                             int columns, long long ldc, int lane) {
     auto swizzle = [](int r) { return (sizeof(out) == 2 ? r % 8 : r % 4 * 2) * 16; };
@@ -132,8 +133,8 @@ __device__ __forceinline__ void write_lines(out* to, const float* v, char* stage
         uint4 part[4];
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            part[i] = *(const uint4*)(stage + (r + 4 * i) * 128 +
-                                      ((chunk * 16) ^ swizzle(r + 4 * i)));
+            part[i] =
+                *(const uint4*)(stage + (r + 4 * i) * 128 + ((chunk * 16) ^ swizzle(r + 4 * i)));
         out* at = to + r * ldc + chunk * (LINE / 8);
 #pragma unroll
         for (int i = 0; i < 4; i++, at += 4 * ldc) *(uint4*)at = part[i];
@@ -246,8 +247,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                         if (WHAT & BIAS) v[j] += s < n ? to_float(bias[s]) : 0.0f;
                     }
                     if (WHAT & SAVE)
-                        write_lines(saved + corner + line * LINE, v, stage, m - row, n - column, ldc,
-                                    lane);
+                        write_lines(saved + corner + line * LINE, v, stage, m - row, n - column,
+                                    ldc, lane);
 #pragma unroll
                     for (int j = 0; j < LINE / 2; j++) {
                         int r = row + lane / 4 + j / 2 % 2 * 8;
@@ -255,7 +256,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                         if (WHAT & GELU) v[j] = gelu_tanh(v[j]);
                         if (WHAT & ADD_TO_C && r < m && s < n) v[j] += to_float(to[r * ldc + s]);
                     }
-                    write_lines(to + corner + line * LINE, v, stage, m - row, n - column, ldc, lane);
+                    write_lines(to + corner + line * LINE, v, stage, m - row, n - column, ldc,
+                                lane);
                 }
             }
         }

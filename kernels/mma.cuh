@@ -14,8 +14,9 @@
 // matrix whose rows run along k. The transposed form does that for 16-bit elements stored the other
 // way.
 //
-// cp.async: 16 bytes (or 4) from global to shared memory, of which those after `bytes` become zeros;
-// they have arrived for the thread that asked once it has waited, for others after a barrier as well.
+// cp.async: 16 bytes (or 4) from global to shared memory, of which those after `bytes` become
+// zeros; they have arrived for the thread that asked once it has waited, for others after a barrier
+// as well.
 #pragma once
 #include "types.cuh"
 

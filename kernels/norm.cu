@@ -1,12 +1,13 @@
 // The joint norm of arrays, and scaling them down by it, with nothing read back to the host.
 //
-// sum_of_squares: block b adds up its stretch of x and writes shares[b]; the launches for several arrays
-// write one after the other. norm_and_scale: norm = √Σ shares, scale = min(1, largest / (norm + 1e-6)),
-// as clip_grad_norm_. scale_in_place: x *= scale, and nothing is touched if scale is 1.
+// sum_of_squares: block b adds up its stretch of x and writes shares[b]; the launches for several
+// arrays write one after the other. norm_and_scale: norm = √Σ shares, scale = min(1,
+// largest / (norm + 1e-6)), as clip_grad_norm_. scale_in_place: x *= scale, and nothing is touched
+// if scale is 1.
 //
-// The grid is given, not derived from the card, and every sum has its order, so the same numbers give
-// the same norm everywhere. Threads add in float32, blocks and the end in float64. Bytes: x once, and
-// twice more where it is scaled. Arithmetic: 1 multiplication and addition an element.
+// The grid is given, not derived from the card, and every sum has its order, so the same numbers
+// give the same norm everywhere. Threads add in float32, blocks and the end in float64. Bytes: x
+// once, and twice more where it is scaled. Arithmetic: 1 multiplication and addition an element.
 #include "types.cuh"
 
 #ifndef real

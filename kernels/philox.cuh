@@ -4,8 +4,8 @@
 
 // A draw of a captured step counts from `origin`, a key and a counter that are written before each
 // replay; elsewhere it is null.
-__device__ __forceinline__ void begin_draw(const unsigned long long* origin, unsigned long long& key,
-                                           unsigned long long& counter) {
+__device__ __forceinline__ void begin_draw(const unsigned long long* origin,
+                                           unsigned long long& key, unsigned long long& counter) {
     if (origin) key = origin[0], counter += origin[1];
 }
 

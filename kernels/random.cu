@@ -1,13 +1,15 @@
-// Random numbers by counter, as tinytensor.random makes them: element i of a draw depends on the key,
-// the counter and i alone.
+// Random numbers by counter, as tinytensor.random makes them: element i of a draw depends on the
+// key, the counter and i alone.
 //
 // random_words: the 64-bit words themselves, four a thread; all other numbers are made of them.
 // random_uniform: u_i = (32-bit word i >> 8) · 2⁻²⁴, then low + u (high - low): the CPU's bits.
-// random_normal: √(-2 ln(1 - u_i)) times cos(2π u_(pairs + i)), and in the second half sin: the CPU's
-// formula and words; logarithm, sine and cosine differ from its library's by units in the last place.
+// random_normal: √(-2 ln(1 - u_i)) times cos(2π u_(pairs + i)), and in the second half sin: the
+// CPU's formula and words; logarithm, sine and cosine differ from its library's by units in the
+// last place.
 //
-// Layout: count contiguous float32; a thread makes 8 uniform numbers, or 8 pairs of normal ones, which
-// takes one or two Philox blocks (three where the second half begins inside one). Bytes: the output.
+// Layout: count contiguous float32; a thread makes 8 uniform numbers, or 8 pairs of normal ones,
+// which takes one or two Philox blocks (three where the second half begins inside one). Bytes: the
+// output.
 //
 // set_origin: what the draws of a captured step are counted from, written before each replay.
 #include "philox.cuh"

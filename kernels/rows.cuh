@@ -1,11 +1,12 @@
 // Rows that are read once: how softmax, layer norm and cross-entropy go over the last axis.
 //
-// TEAM threads share a row: a warp (TEAM 32, several rows a block) or the block. Each thread holds EACH
-// pieces of 16 bytes, neighbours beside neighbours, so that a warp's load is one run of 512 bytes and
-// EACH loads are under way at once. EACH 0 is for rows too wide for that: every pass reads the row
-// again, the later ones from the L2 cache, or with STAGED from dynamic shared memory, where each thread
-// keeps what it has read: K rows of each team, each a whole number of pieces. ALIGNED says that every row begins at a multiple of 16 bytes
-// and is a multiple long. cuda/rows.py chooses them.
+// TEAM threads share a row: a warp (TEAM 32, several rows a block) or the block. Each thread holds
+// EACH pieces of 16 bytes, neighbours beside neighbours, so that a warp's load is one run of
+// 512 bytes and EACH loads are under way at once. EACH 0 is for rows too wide for that: every pass
+// reads the row again, the later ones from the L2 cache, or with STAGED from dynamic shared memory,
+// where each thread keeps what it has read: K rows of each team, each a whole number of pieces.
+// ALIGNED says that every row begins at a multiple of 16 bytes and is a multiple long. cuda/rows.py
+// chooses them.
 #pragma once
 #include "fast.cuh"
 #include "reduce.cuh"
@@ -49,8 +50,8 @@ __device__ __forceinline__ int pieces_left(int columns, int at) {
     return ALIGNED ? PIECE : columns - at;
 }
 
-// exp(x). For bfloat16 in one instruction: at 4 bytes an element a multiprocessor has some 25 to issue
-// for each. Where x is small and the result counts, it is as good as expf.
+// exp(x). For bfloat16 in one instruction: at 4 bytes an element a multiprocessor has some 25 to
+// issue for each. Where x is small and the result counts, it is as good as expf.
 __device__ __forceinline__ float exponential(float x) {
     return sizeof(real) == 2 ? fast_exp2(x * 1.4426950408889634f) : expf(x);
 }
@@ -61,9 +62,9 @@ struct Nothing {
 };
 
 // The same row of K arrays. each(f) calls f(x, at, e) with x[k][j] = element at + j of array k, for
-// every piece e of this thread: elements from `limit` on are `pad` and are not read, then prepare(x, at) may
-// change what was read. What f writes into x is there in the next pass if the row is held. Array 0 is of
-// type First, the others of `real`.
+// every piece e of this thread: elements from `limit` on are `pad` and are not read, then
+// prepare(x, at) may change what was read. What f writes into x is there in the next pass if the
+// row is held. Array 0 is of type First, the others of `real`.
 template <int K, typename Prepare = Nothing, typename First = real>
 struct Rows {
     const void* from[K];

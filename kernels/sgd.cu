@@ -1,11 +1,13 @@
-// SGD over a flat stretch of numbers: g' = g + decay x; m = keep m + rest g'; the step is m, or Nesterov's
-// g' + ahead m, or, without momentum, g'; x = x - lr step. The formula of optim/sgd.py, in its order of
-// operations, each rounded by itself, so that float32 results are the CPU's bit for bit.
+// SGD over a flat stretch of numbers: g' = g + decay x; m = keep m + rest g'; the step is m, or
+// Nesterov's g' + ahead m, or, without momentum, g'; x = x - lr step. The formula of optim/sgd.py,
+// in its order of operations, each rounded by itself, so that float32 results are the CPU's bit for
+// bit.
 //
-// `factors` lies on the device (adamw.cu's set_factors writes it), so that a captured step can be given
-// another learning rate: lr, decay, keep (the momentum; 0 at the first update), rest (1 - dampening; 1
-// at the first), ahead (the momentum, or 0: not Nesterov's). KEEP, for bfloat16: MASTER, the float32
-// weights are kept beside and rounded (and take over a value that somebody else wrote).
+// `factors` lies on the device (adamw.cu's set_factors writes it), so that a captured step can be
+// given another learning rate: lr, decay, keep (the momentum; 0 at the first update), rest
+// (1 - dampening; 1 at the first), ahead (the momentum, or 0: not Nesterov's). KEEP, for bfloat16:
+// MASTER, the float32 weights are kept beside and rounded (and take over a value that somebody else
+// wrote).
 //
 // Layout: count numbers each, contiguous; m and master float32. A thread has 8 neighbours. Bytes an
 // element in float32: 12, with momentum 20; bfloat16 with a master, 14 and 22.

@@ -1,16 +1,18 @@
 // Softmax over the last axis: y = exp(x - max x) / Σ exp(x - max x), dx = y (dy - Σ y dy).
 // LOG: y = x - max x - log Σ exp(x - max x), dx = dy - exp(y) Σ dy.
 //
-// The numbers are multiplied by `scale` first. MASK 0: none. 1, causal: row r is query r % queries and
-// sees columns 0 … r % queries; the others are not even read. 2, boolean: sees columns where
-// visible[r % mask_rows] is not 0. 3, additive: bias (mask_rows, columns) is added. What is not seen
-// weighs 0. A row that sees nothing is nan, as softmax of nothing but -∞ is, or with `zeros` 0, as
-// attention has it.
+// The numbers are multiplied by `scale` first. MASK 0: none. 1, causal: row r is query r % queries
+// and sees columns 0 … r % queries; the others are not even read. 2, boolean: sees columns where
+// visible[r % mask_rows] is not 0. 3, additive: bias (mask_rows, columns) is added. What is not
+// seen weighs 0. A row that sees nothing is nan, as softmax of nothing but -∞ is, or with `zeros`
+// 0, as attention has it.
 //
 // Layout: rows × columns, contiguous. A row belongs to a warp or a block, and stays in registers:
-// rows.cuh. A row too wide for that is gone over twice, the first time with a running maximum and sum.
-// Bytes: forward reads x once and writes y; backward reads y and dy and writes dx. Arithmetic: about 4
-// operations and 1 exponential an element; at 4 bytes an element (bfloat16) that is still bound by bytes.
+// rows.cuh. A row too wide for that is gone over twice, the first time with a running maximum and
+// sum.
+// Bytes: forward reads x once and writes y; backward reads y and dy and writes dx. Arithmetic:
+// about 4 operations and 1 exponential an element; at 4 bytes an element (bfloat16) that is still
+// bound by bytes.
 #include "rows.cuh"
 
 #ifndef LOG

@@ -1,24 +1,27 @@
 // The k largest numbers of each row: where they are, and the next token drawn among them.
 //
-// Of equal numbers the one with the lower id counts as larger, so exactly k are kept; nan is the largest
-// number there is. SMALLEST looks for the k smallest instead, nan last.
+// Of equal numbers the one with the lower id counts as larger, so exactly k are kept; nan is the
+// largest number there is. SMALLEST looks for the k smallest instead, nan last.
 //
-// The k-th largest is found digit by digit (a radix selection): a number and its id make one unsigned
-// integer, their *place*, of the same order and unlike any other. Of the places that begin like the one
-// looked for, a histogram of the next 8 bits tells where it lies; as soon as all that begin alike are
-// kept, the search is over: after about log256 V passes, 4 if many numbers are close, 8 if equal.
+// The k-th largest is found digit by digit (a radix selection): a number and its id make one
+// unsigned integer, their *place*, of the same order and unlike any other. Of the places that begin
+// like the one looked for, a histogram of the next 8 bits tells where it lies; as soon as all that
+// begin alike are kept, the search is over: after about log256 V passes, 4 if many numbers are
+// close, 8 if equal.
 //
-// top_k: ids of the k largest, largest first. The places kept are sorted in shared memory (bitonic).
+// top_k: ids of the k largest, largest first. The places kept are sorted in shared memory
+// (bitonic).
 //
-// sample_top_k: a token drawn from softmax(logits / temperature) over the k largest. With w_i =
-// exp((logit_i - largest) / temperature) of those kept and u uniform on [0, 1), it is the first id whose
-// Σ w up to itself exceeds u Σ w. Sums and exponentials are double; u is the 53 upper bits of the first
-// word of the row's Philox block, so the CPU draws the same token from the same key and counter, unless
-// u Σ w comes within rounding of a step. A row whose largest logit is not finite gets -1.
+// sample_top_k: a token drawn from softmax(logits / temperature) over the k largest. With
+// w_i = exp((logit_i - largest) / temperature) of those kept and u uniform on [0, 1), it is the
+// first id whose Σ w up to itself exceeds u Σ w. Sums and exponentials are double; u is the 53
+// upper bits of the first word of the row's Philox block, so the CPU draws the same token from the
+// same key and counter, unless u Σ w comes within rounding of a step. A row whose largest logit is
+// not finite gets -1.
 //
 // Layout: rows × V, `stride` elements from row to row. A row belongs to a block; in sample_top_k a
-// warp's share of it is one stretch of ids. Bytes: the row once from memory, and from the L2 cache once
-// for each pass; 8 k (or 8) bytes out.
+// warp's share of it is one stretch of ids. Bytes: the row once from memory, and from the L2 cache
+// once for each pass; 8 k (or 8) bytes out.
 #include "philox.cuh"
 #include "reduce.cuh"
 #include "types.cuh"
@@ -61,8 +64,8 @@ __device__ Digit digit_of(const int* histogram, int k) {
     return {digit, k};
 }
 
-// A place such that k of the row's numbers have it or a higher one. All threads of a block call this;
-// `histogram` is 256 numbers of shared memory.
+// A place such that k of the row's numbers have it or a higher one. All threads of a block call
+// this; `histogram` is 256 numbers of shared memory.
 __device__ Place lowest_kept(const real* x, int V, int k, int* histogram) {
     Place found = 0;
     for (int shift = 56; shift >= 0; shift -= 8) {

@@ -1,8 +1,9 @@
 // The two element types of the kernels, float and bf16, and 16-byte access to both.
 //
 // A kernel that serves both is written for `real`, which the launcher defines. Arithmetic is always
-// float: to_float on the way in, from_float<real> on the way out (to the nearest, ties to even; a NaN
-// stays one, an overflow becomes infinite). There is no CUDA header behind this: NVRTC brings none.
+// float: to_float on the way in, from_float<real> on the way out (to the nearest, ties to even; a
+// NaN stays one, an overflow becomes infinite). There is no CUDA header behind this: NVRTC brings
+// none.
 #pragma once
 
 struct bf16 {
@@ -19,12 +20,8 @@ template <typename T>
 struct Element;
 template <>
 struct Element<float> {
-    static __device__ __forceinline__ float widen(float x) {
-        return x;
-    }
-    static __device__ __forceinline__ float round(float x) {
-        return x;
-    }
+    static __device__ __forceinline__ float widen(float x) { return x; }
+    static __device__ __forceinline__ float round(float x) { return x; }
 };
 template <>
 struct Element<bf16> {
@@ -69,8 +66,8 @@ template <typename T>
 constexpr int WIDTH = 16 / sizeof(T);
 
 // The first `count` elements at `from`, the rest `pad`. In one instruction if `aligned` says that
-// `from` is a multiple of 16 bytes (or of 8, if they are no more) and they are all there; else one by
-// one.
+// `from` is a multiple of 16 bytes (or of 8, if they are no more) and they are all there; else one
+// by one.
 template <typename T, int N>
 __device__ __forceinline__ void load(float (&x)[N], const T* from, int count, bool aligned,
                                      float pad = 0.0f) {

@@ -102,6 +102,14 @@ def positive(*shape: int) -> Given:
     return Given(shape, 0.25, 3.0)
 
 
+def inside_one(*shape: int) -> Given:
+    return Given(shape, -0.9, 0.9)
+
+
+def above_one(*shape: int) -> Given:
+    return Given(shape, 1.1, 3.0)
+
+
 def smooth(*shape: int) -> Given:
     """Not near 0, where many functions have a kink or a pole."""
     return Given(shape, avoid=(0.0,))
@@ -177,6 +185,12 @@ UNARY: dict[str, tuple[Callable[..., Given], Callable[..., Any]]] = {
     "sin": (real, np.sin),
     "cos": (real, np.cos),
     "tanh": (real, np.tanh),
+    "arcsin": (inside_one, np.arcsin),
+    "arccos": (inside_one, np.arccos),
+    "arctan": (real, np.arctan),
+    "arcsinh": (real, np.arcsinh),
+    "arccosh": (above_one, np.arccosh),
+    "arctanh": (inside_one, np.arctanh),
     "sigmoid": (real, sigmoid),
     "erf": (real, erf),
     "relu": (smooth, lambda x: np.maximum(x, 0)),
@@ -214,6 +228,8 @@ BINARY: dict[str, tuple[Callable[..., Given], Callable[..., Given], Callable[...
     "maximum": (real, real, np.maximum),
     "minimum": (real, real, np.minimum),
     "remainder": (real, positive, np.remainder),
+    "arctan2": (real, smooth, np.arctan2),
+    "hypot": (real, smooth, np.hypot),
 }
 BROADCAST: tuple[tuple[Shape, Shape], ...] = (((3, 4), (3, 4)), ((3, 1), (1, 4)), ((4,), (2, 1, 4)))
 for name, (left, right, expected) in BINARY.items():
@@ -602,6 +618,37 @@ for label in ("slices", "array", "arrays apart", "mask", "backwards"):
         expected=fixed(np_scatter, index, (3, 4, 2)),
         condition=4,
     )
+
+
+def np_windows(x: Any, size: Any, stride: Any, dilation: Any) -> Any:
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True))
+    axes = tuple(range(-len(size), 0))
+    y = np.lib.stride_tricks.sliding_window_view(x, reach, axes)  # places, then windows
+    steps = [slice(None, None, step) for step in (*stride, *dilation)]
+    return np.moveaxis(y[(..., *steps)], axes, [axis - len(size) for axis in axes])
+
+
+def np_overlap_add(dy: Any, stride: Any, dilation: Any, shape: Any) -> Any:
+    n = len(stride)
+    y, numbers = np.zeros(shape), np.arange(np.prod(shape)).reshape(shape)
+    places = np_windows(numbers, dy.shape[-2 * n : -n], stride, dilation)
+    np.add.at(y.reshape(-1), places.reshape(-1), dy.reshape(-1))
+    return y
+
+
+WINDOWS: dict[str, tuple[Shape, Shape, Shape, Shape]] = {
+    "in a row": ((2, 7), (3,), (1,), (1,)),
+    "apart": ((7,), (2,), (3,), (1,)),
+    "dilated": ((2, 1, 8), (3,), (2,), (2,)),
+    "in a plane": ((2, 5, 4), (3, 2), (1, 2), (1, 1)),
+    "of one": ((3, 2), (1, 1), (1, 1), (1, 1)),
+}
+for label, (shape, *how) in WINDOWS.items():
+    cut = np_windows(np.zeros(shape), *how)
+    add("windows", fixed(ops.windows, *how), real(*shape), label=label,
+        expected=fixed(np_windows, *how))  # fmt: skip
+    add("overlap_add", fixed(ops.overlap_add, *how[1:], shape), real(*cut.shape), label=label,
+        expected=fixed(np_overlap_add, *how[1:], shape), condition=4)  # fmt: skip
 add(
     "take_along_axis",
     fixed(ops.take_along_axis, 1),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -30,9 +31,13 @@ def parts() -> Iterator[dict[str, ModuleType]]:
     """The modules of `examples/cpu_benchmark`, which the program finds beside itself."""
     sys.path.insert(0, str(EXAMPLES))
     try:
-        from cpu_benchmark import breakdown, engines, floor, race, tables, trainer, workloads
+        import benchmark_cpu
+        from cpu_benchmark import breakdown, by_hand, engines, floor, race, tables, trainer
+        from cpu_benchmark import workloads as shapes
 
-        modules = (breakdown, engines, floor, race, tables, trainer, workloads)
+        modules = (
+            benchmark_cpu, breakdown, by_hand, engines, floor, race, tables, trainer, shapes,
+        )  # fmt: skip
         yield {module.__name__.rpartition(".")[2]: module for module in modules}
     finally:
         sys.path.remove(str(EXAMPLES))
@@ -62,13 +67,14 @@ def run(*arguments: str, **variables: str) -> str:
 def test_ours_alone_with_everything_that_can_be_asked_for(tmp_path: Path):
     """The table, the second column, generation, the profile, the breakdown and the files."""
     file, page = tmp_path / "times.json", tmp_path / "times.md"
-    more = ["--variable-set", "--processes", "--generate", "2", "--profile", "--breakdown"]
+    rows = ["--variable-set", "--processes", "--by-hand"]
+    more = [*rows, "--generate", "2", "--profile", "--breakdown"]
     files = ["--json", str(file), "--markdown", str(page)]
     output = run(*ONE_ROUND, "--engines", "ours", *more, *files, OPENBLAS_CORETYPE="Nehalem")
     lines = output.splitlines()
     assert "OPENBLAS_CORETYPE=Nehalem" in output
-    assert any(line.startswith("tiny: 3 engines agree in 3 steps") for line in lines)
-    for engine in ("ours", "ours, variable set", "ours, processes"):
+    assert any(line.startswith("tiny: 4 engines agree in 3 steps") for line in lines)
+    for engine in ("ours", "ours, variable set", "ours, processes", "NumPy by hand"):
         row = (
             rf"tiny {engine} +{NUMBER} +{NUMBER} to {NUMBER} +- +{NUMBER} +\d+% +{NUMBER} +\d+ "
             r"+[\d,]+"
@@ -78,15 +84,17 @@ def test_ours_alone_with_everything_that_can_be_asked_for(tmp_path: Path):
     parts = re.findall(r"ms \( *(\d+)%\) in ([^:]+):", output)
     assert len(parts) == 12 and 192 <= sum(int(share) for share, _ in parts) <= 208
     assert output.count("no peer was timed that a target could be compared with") == 2
+    by_hand = rf"tiny: written by hand in NumPy, .*, the same step takes {NUMBER} of ours"
+    assert sum(bool(re.fullmatch(by_hand, line)) for line in lines) == 1
     assert re.fullmatch(
         rf"medians: tiny ours {NUMBER} ms, tiny ours, variable set {NUMBER} ms, "
-        rf"tiny ours, processes {NUMBER} ms",
+        rf"tiny ours, processes {NUMBER} ms, tiny numpy {NUMBER} ms",
         lines[-1],
     )
 
     measured = json.loads(file.read_text(encoding="utf-8"))
     engines = measured["workloads"]["tiny"]["engines"]
-    assert engines.keys() == {"ours", "ours, variable set", "ours, processes"}
+    assert engines.keys() == {"ours", "ours, variable set", "ours, processes", "numpy"}
     assert all(np.shape(engine["seconds"]) == (2, 2) for engine in engines.values())
     profile = measured["profiles"]["tiny"]["ours"]
     clocks = sum(row["forward"] + row["backward"] for row in profile["rows"].values())
@@ -102,7 +110,7 @@ def test_ours_alone_with_everything_that_can_be_asked_for(tmp_path: Path):
     assert all(seconds > 0 for seconds in operations.values())
     assert alone["attention"]["functions"] > 0 and alone["clipping and AdamW"]["passes"] > 0
     head, _, row = page.read_text(encoding="utf-8").splitlines()[:3]
-    assert head.count("|") == row.count("|") == 9
+    assert head.count("|") == row.count("|") == 10
     assert row.startswith("| width 16, 2 x 8 | ")
 
 
@@ -161,9 +169,31 @@ def test_a_workload_without_room_is_left_out_with_its_figures(
     assert race.too_little_memory("W2", ["ours", "torch"]) == ""
     assert race.too_little_memory("W4", ["ours"]) == ""
     assert race.too_little_memory("W3", ["ours", "torch"]) == (
-        "W3 is left out: 2 engines together need about 6 GB of memory and 4 GB are free "
-        "(--engines takes fewer)"
+        "W3: 2 engines together need about 6 GB of memory and 4 GB are free"
     )
+
+
+def test_where_memory_is_short_the_extra_rows_go_first(
+    parts: dict[str, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    with_room = parts["benchmark_cpu"].with_room
+    monkeypatch.setattr(parts["race"].Path, "read_text", lambda path: "MemAvailable: 7000000 kB\n")
+    engines = ["ours", "ours, variable set", "ours, processes", "torch", "numpy"]
+    fitting = with_room(["W1", "W3"], engines)
+    assert fitting == {"W1": engines, "W3": ["ours", "torch"]}
+    assert capsys.readouterr().out.splitlines() == [
+        "W3: 5 engines together need about 15 GB of memory and 7 GB are free, so that ours, "
+        "processes is left out",
+        "W3: 4 engines together need about 12 GB of memory and 7 GB are free, so that numpy is "
+        "left out",
+        "W3: 3 engines together need about 9 GB of memory and 7 GB are free, so that ours, "
+        "variable set is left out",
+    ]
+    assert with_room(["W2", "W3"], ["ours", "torch", "jax"]).keys() == {"W2"}
+    with pytest.raises(SystemExit, match="no workload left"):
+        with_room(["W3"], ["jax", "torch"])
 
 
 def test_an_engine_that_dies_or_fails_is_named(parts: dict[str, ModuleType]):
@@ -234,6 +264,18 @@ def test_what_stands_in_the_way_is_said_by_the_bounds(parts: dict[str, ModuleTyp
     )
 
 
+def test_the_step_by_hand_is_said_beside_the_peer_and_ours(parts: dict[str, ModuleType]):
+    breakdown = parts["breakdown"]
+    bounds = breakdown.Bounds(
+        ours=0.9, flops=1, peak=1, products=0, least=0, alone=0, peer="jax", best=1.0, by_hand=0.6
+    )
+    assert breakdown.without_engine(bounds) == [
+        "written by hand in NumPy, without an engine, the same step takes 0.60 of the time of jax, "
+        "and 0.67 of ours"
+    ]
+    assert breakdown.without_engine(replace(bounds, by_hand=None)) == []
+
+
 def test_the_loss_of_time_is_found_in_the_part_where_it_is(parts: dict[str, ModuleType]):
     names = parts["breakdown"].PARTS
     nothing = {"flops": 0.0, "products": 0.0, "functions": 0.0, "passes": 0.0, "calls": 0.0}
@@ -280,10 +322,12 @@ def test_times_are_short_and_the_best_is_bold(parts: dict[str, ModuleType]):
         return {"seconds": [[seconds, seconds]], "memory": memory}
 
     engines = {"ours": engine(0.03, 10), "torch": engine(0.05, 40), "jax": engine(0.06, 50)}
+    engines["numpy"] = engine(0.02, 10)  # no peer, whose time is neither best nor bold
     page = tables.markdown({"W2": {"engines": engines}}, ["a machine"])
     assert page.splitlines()[2] == (
-        "| `char`, 12 x 64 | **30.0 ms** | 0.60 | 50.0 ms | 60.0 ms | 0.25 |"
+        "| `char`, 12 x 64 | **30.0 ms** | 0.60 | 50.0 ms | 60.0 ms | 20.0 ms | 0.25 |"
     )
+    assert tables.best_peer({"engines": engines}) == "torch"
     assert page.endswith("- a machine\n")
     line = tables.comparison("W2", {"engines": engines}, "ours", "torch")
     assert line == (
@@ -313,6 +357,58 @@ def test_the_shapes_that_jax_starts_from_are_the_model_s(name: str, parts: dict[
     model = parts["engines"].build_model(gpt.model, shape)
     ours = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert parts["workloads"].parameter_shapes(shape) == ours
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"activation": "relu", "tied": False, "head_bias": True},
+        {"bias": False, "block_size": 10, "layers": 2},
+        {"T": 150, "block_size": 150, "C": 18, "H": 6, "B": 3},  # several blocks, uneven groups
+    ],
+    ids=["tiny", "relu", "no bias", "long"],
+)
+def test_the_step_by_hand_is_ours(
+    changes: dict[str, object], parts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+):
+    """Every gradient of the first step; loss, norm and the next token's scores of several."""
+    monkeypatch.setattr(parts["by_hand"], "PIECE", 100)  # several pieces, the last one shorter
+    monkeypatch.setattr(parts["by_hand"], "COLUMNS", 4)
+    shape = replace(parts["workloads"].WORKLOADS["tiny"], **changes)
+    ours, by_hand = parts["engines"].Ours(shape), parts["by_hand"].ByHand(shape)
+    batches = parts["workloads"].token_ids(shape, 4, np.random.default_rng(0))
+    near = shape.tokens * np.finfo(np.float32).eps  # the longest sum of a gradient
+
+    x, y = ours.batch(batches[0])
+    ours.loss(x, y).backward()
+    by_hand.forward(x.numpy())
+    by_hand.backward(x.numpy(), y.numpy())
+    assert by_hand.gradient_of.keys() == {name for name, _ in ours.model.named_parameters()}
+    for name, parameter in ours.model.named_parameters():
+        gradient, size = parameter.grad.numpy(), np.abs(parameter.grad.numpy()).max()
+        np.testing.assert_allclose(
+            by_hand.gradient_of[name], gradient, rtol=0, atol=near * size, err_msg=name
+        )
+
+    for ids in batches:
+        mine, others = by_hand.batch(ids), ours.batch(ids)
+        np.testing.assert_allclose(by_hand.step(*mine), ours.step(*others), rtol=near)
+        logits = ours.logits(others[0][:, :5])
+        atol = near * np.abs(logits).max()
+        np.testing.assert_allclose(by_hand.logits(mine[0][:, :5]), logits, rtol=0, atol=atol)
+
+
+def test_by_hand_a_score_that_is_too_large_raises(parts: dict[str, ModuleType]):
+    shape = parts["workloads"].WORKLOADS["tiny"]
+    by_hand = parts["by_hand"].ByHand(shape)
+    (batch,) = parts["workloads"].token_ids(shape, 1, np.random.default_rng(0))
+    ids, targets = by_hand.batch(batch)
+    by_hand.weight_of["transformer.ln_f.weight"] *= 1e4
+    with pytest.raises(FloatingPointError, match="overflow encountered in exp"):
+        by_hand.step(ids, targets)
+    with pytest.raises(ValueError, match="head by head"):
+        parts["by_hand"].ByHand(replace(shape, fused_heads=False))
 
 
 def test_operations_of_a_step_are_those_of_its_matrix_products(parts: dict[str, ModuleType]):

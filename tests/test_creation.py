@@ -40,6 +40,8 @@ def test_tensor_copies_and_from_numpy_shares():
     [
         (lambda: tt.zeros(2, 3), np.zeros((2, 3), np.float32)),
         (lambda: tt.ones((2,), dtype=tt.long), np.ones(2, np.int64)),
+        (lambda: tt.zeros(size=(2, 3)), np.zeros((2, 3), np.float32)),
+        (lambda: tt.ones(size=[2], dtype=tt.long), np.ones(2, np.int64)),
         (lambda: tt.full((2, 2), 7), np.full((2, 2), 7)),
         (lambda: tt.full((2,), 0.5), np.full(2, 0.5, np.float32)),
         (lambda: tt.eye(2, 3), np.eye(2, 3, dtype=np.float32)),
@@ -104,6 +106,11 @@ def test_multinomial_without_replacement_draws_each_index_once():
     assert abs(first[2] / 2000 - 4 / 7) < 0.05
 
 
+def test_random_sizes_by_their_name():
+    for make in (tt.rand, tt.randn, tt.empty):
+        assert make(size=(2, 3)).shape == make(size=[2, 3]).shape == make(2, 3).shape == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
@@ -113,6 +120,7 @@ def test_multinomial_without_replacement_draws_each_index_once():
         (lambda: tt.from_numpy([1]), TypeError, "expected a numpy.ndarray, got list"),
         (lambda: tt.zeros(2, -1), ValueError, "must not be negative"),
         (lambda: tt.zeros(2.5), TypeError, "sizes must be integers"),
+        (lambda: tt.rand(2, size=(3,)), TypeError, r"twice, as \(2,\) and as size=\(3,\)"),
         (lambda: tt.arange(0, 1, 0), ValueError, "step must not be 0"),
         (lambda: tt.arange(0, 1, -1), ValueError, "never leads from 0 to 1"),
         (lambda: tt.randint(5), TypeError, "randint"),

@@ -140,3 +140,9 @@ def test_a_model_learns_from_batches():
 def test_bad_use_gets_a_sentence(make, words):
     with pytest.raises((ValueError, TypeError, NotImplementedError), match=words):
         make()
+
+
+def test_pinned_batches_are_the_same():
+    plain, pinned = (list(DataLoader(Squares(5), 2, pin_memory=pin)) for pin in (False, True))
+    for one, other in zip(plain, pinned, strict=True):
+        assert all(tt.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -17,7 +17,7 @@ from tinytensor.utils import data_parallel
 from tinytensor.utils.data_parallel import DataParallel
 
 pytestmark = pytest.mark.skipif(
-    not data_parallel._can_fork(), reason="here one process does everything"
+    not data_parallel.can_fork(), reason="here one process does everything"
 )
 
 
@@ -141,6 +141,66 @@ def test_an_error_in_any_process_is_raised_here_and_the_next_call_is_whole():
         assert gradients(x, y).item() == first
 
 
+def test_random_numbers_of_rows_are_those_of_one_process():
+    def masks(processes, rows):
+        """Where the gradient of what is dropped vanishes, and where the generator stands then."""
+        scale = tt.ones(7, 24, requires_grad=True)
+
+        def loss(x):
+            rows = scale[x.reshape(-1)]
+            return F.dropout(F.dropout(rows, 0.3) * 2, 0.4).mean()
+
+        tt.manual_seed(11)
+        optimizer = tt.optim.SGD([scale], lr=0.1)
+        with DataParallel(loss, optimizer, processes, random_by_row=True) as gradients:
+            gradients(tt.arange(rows).reshape(rows, 1))
+        return scale.grad.numpy() != 0, tt.random.get_rng_state()
+
+    for rows in (7, 4, 1):
+        expected, place = masks(1, rows)
+        assert 0.2 < expected[:rows].mean() < 0.7
+        for processes in (2, 3):
+            found, there = masks(processes, rows)
+            np.testing.assert_array_equal(found, expected)
+            assert there == place
+
+
+def test_random_numbers_that_cannot_be_cut_by_rows_are_refused():
+    model, optimizer = net()
+
+    def loss(x, y):
+        return model.loss(x + tt.rand(6), y)
+
+    with (
+        DataParallel(loss, optimizer, 2, random_by_row=True) as gradients,
+        pytest.raises(RuntimeError, match="a draw of 3 random words for 4 of 8 rows cannot be cut"),
+    ):
+        gradients(*batch())
+    assert tt.rand(3).shape == (3,)  # outside, the generator is as before
+
+
+def test_a_process_that_cannot_be_started_leaves_none(monkeypatch):
+    model, optimizer = net()
+    fork, calls = os.fork, []
+
+    def second_fails():
+        calls.append(0)
+        if len(calls) == 2:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", second_fails)
+    with (
+        DataParallel(model.loss, optimizer, 3) as gradients,
+        pytest.raises(RuntimeError, match="process 2 could not be started: Resource temporarily"),
+    ):
+        gradients(*batch())
+    assert gradients.other_processes() == []
+    with gradients:
+        gradients(*batch())
+        assert len(gradients.other_processes()) == 2
+
+
 class OddError(Exception):
     def __init__(self, a, b):  # cannot be unpickled
         super().__init__(f"{a} and {b}")
@@ -165,7 +225,7 @@ def test_a_process_that_dies_is_missed():
     model, optimizer = net()
     with DataParallel(model.loss, optimizer, 2) as gradients:
         gradients(*batch())
-        os.kill(gradients._helpers[0]._process.pid, signal.SIGKILL)
+        os.kill(gradients.other_processes()[0], signal.SIGKILL)
         with pytest.raises(RuntimeError, match="process 1 ended with code -9"):
             gradients(*batch())
 

@@ -372,11 +372,114 @@ LAYERS = {
     ),
 }
 
+# What is no tensor where one belongs, and no number where one does: a function for each stranger.
+TAKES_TENSORS = {
+    "exp": tt.exp,
+    "sum": tt.sum,
+    "mean": tt.mean,
+    "max": tt.max,
+    "topk": lambda x: tt.topk(x, 1),
+    "flatten": tt.flatten,
+    "unsqueeze": lambda x: tt.unsqueeze(x, 0),
+    "numel": tt.numel,
+    "diag": tt.diag,
+    "add": lambda x: tt.add(X, x),
+    "matmul": lambda x: tt.matmul(X, x),
+    "mm": lambda x: tt.mm(X, x),
+    "cdist": lambda x: tt.cdist(X, x),
+    "maximum": lambda x: tt.maximum(X, x),
+    "where": lambda x: tt.where(x, X, X),
+    "multinomial": lambda x: tt.multinomial(x, 1),
+    "linear": lambda x: F.linear(x, X),
+    "embedding": lambda x: F.embedding(x, X),
+    "cross_entropy": lambda x: F.cross_entropy(X, x),
+    "nll_loss": lambda x: F.nll_loss(X, x),
+    "mse_loss": lambda x: F.mse_loss(X, x),
+    "softmax": lambda x: F.softmax(x, 0),
+    "gelu": F.gelu,
+    "dropout": F.dropout,
+    "layer_norm": lambda x: F.layer_norm(x, (3,)),
+    "rms_norm": lambda x: F.rms_norm(x, (3,)),
+    "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "attention": lambda x: F.scaled_dot_product_attention(x, X, X),
+    "MultiheadAttention": lambda x: ATTENTION(x, X, X),
+    "one_hot": F.one_hot,
+    "pad": lambda x: F.pad(x, (1, 1)),
+    "init": tt.nn.init.normal_,
+    "backward": lambda x: ones(2, 3).exp().backward(x),
+    "grad": lambda x: tt.autograd.grad([x], [x]),
+}
+
+
+@pytest.mark.parametrize("stranger", [[1.0, 2.0], "x", object()], ids=["list", "str", "object"])
+@pytest.mark.parametrize("name", TAKES_TENSORS)
+def test_what_is_no_tensor_is_called_so(name, stranger):
+    with pytest.raises(TypeError, match=r"\btensors?\b") as caught:
+        TAKES_TENSORS[name](stranger)
+    assert type(stranger).__name__ in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+STRANGE = {
+    "None": (lambda: tt.exp(None), TypeError, "exp: expected tensors, got None"),
+    "a complex number": (lambda: tt.add(X, 1j), TypeError, "add: expected tensors, got a complex"),
+    "a gradient that is a list": (
+        lambda: setattr(ones(2), "grad", [1.0, 1.0]),
+        TypeError,
+        "grad: expected a tensor or None, got a list",
+    ),
+    "a hook that is none": (lambda: ones(2).register_hook("x"), TypeError, "function .* not 'x'"),
+    "an axis that is a word": (lambda: X.sum(dim="a"), TypeError, r"sum: .*\(given 'a', False\)"),
+    "a dim that is a word": (lambda: X.softmax(dim="a"), TypeError, "integer, not 'a'"),
+    "a dim that is half": (lambda: X.topk(1, dim=0.5), TypeError, "topk: dim is an integer, not"),
+    "the size of a word": (lambda: X.size("a"), TypeError, "size: dim is an integer, not 'a'"),
+    "a negative size": (lambda: X.reshape(-2, 3), ValueError, r"not negative.*\(-2, 3\)"),
+    "a shape of None": (lambda: X.reshape(None), TypeError, r"sizes are integers.*\(None,\)"),
+    "pieces of a word": (lambda: X.split("a"), TypeError, "split: expected .* got 'a'"),
+    "half a chunk": (lambda: X.chunk(0.5), ValueError, "chunk: .* got 0.5"),
+    "a rolled axis": (lambda: X.roll(1, 9), IndexError, r"roll: .* 9 .*\(given 1, 9\)"),
+    "a word as fill": (lambda: X.masked_fill(X > 0, "a"), TypeError, "number, not 'a'"),
+    "a scale of a word": (
+        lambda: F.scaled_dot_product_attention(X, X, X, scale="a"),
+        TypeError,
+        "scaled_dot_product_attention: .*'a'",
+    ),
+    "data of a strange dtype": (lambda: tt.tensor(1, dtype=object), TypeError, "object data"),
+    "full of a size": (lambda: tt.full(2, 1.0), TypeError, "full: the size is a tuple"),
+    "full of a list": (lambda: tt.full((2,), [1, 2]), TypeError, r"a number, not \[1, 2\]"),
+    "less than an identity": (lambda: tt.eye(-1), ValueError, "eye: .* negative"),
+    "as far as nan": (lambda: tt.arange(float("nan")), ValueError, "finite numbers, not nan"),
+    "half a step": (lambda: tt.linspace(0, 1, 2.5), ValueError, "steps is an integer.* 2.5"),
+    "half a class": (lambda: F.one_hot(tt.tensor([1]), 2.5), ValueError, "integer, or -1.* 2.5"),
+    "the probability of a word": (lambda: F.dropout(X, "a"), ValueError, "between 0 and 1.*'a'"),
+    "a pad that is a number": (lambda: F.pad(X, 1), TypeError, "tuple of integers, got 1"),
+    "no heads of keys": (
+        lambda: F.scaled_dot_product_attention(
+            tt.ones(1, 2, 2, 3), *[tt.ones(1, 0, 2, 3)] * 2, enable_gqa=True
+        ),
+        ValueError,
+        "0 heads of keys",
+    ),
+    "vectors that do not broadcast": (
+        lambda: F.cosine_similarity(X, tt.ones(5)),
+        ValueError,
+        r"\(2, 3\) and \(5,\) do not broadcast",
+    ),
+    "an integer root mean square": (
+        lambda: F.rms_norm(tt.tensor([1, 2]), (2,)),
+        TypeError,
+        r"rms_norm: .*int64.*x\.float\(\)",
+    ),
+    "einsum of tensors alone": (lambda: tt.einsum(X, X), TypeError, "einsum: .*a string"),
+    "threads in a word": (lambda: tt.set_num_threads("a"), ValueError, "at least 1 thread .*'a'"),
+}
+
 CASES = {
     f"{subject}: {name}": case
     for subject, table in {
         "graph": GRAPH,
         "layers": LAYERS,
+        "strange": STRANGE,
         "shapes": SHAPES,
         "indices": INDICES,
         "dtypes": DTYPES,

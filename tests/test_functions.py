@@ -125,6 +125,8 @@ VALUES = {
         ([3, 1, 2, 0, 5, 4], [4, 3]),
     ),
     "diag_embed": (lambda: tt.diag_embed(tt.tensor([[1, 2]])), [[[1, 0], [0, 2]]]),
+    "index_fill": (lambda: tt.index_fill(N, 1, tt.tensor([0]), 7), [[7, 1, 2], [7, 5, 4]]),
+    "index_fill_": (lambda: tt.zeros(3).index_fill_(0, tt.tensor([2, 0]), 1.5), [1.5, 0, 1.5]),
     "tril_indices": (lambda: tt.tril_indices(2, 2), [[0, 1, 1], [0, 0, 1]]),
     "triu_indices": (lambda: tt.triu_indices(2, 3, 1), [[0, 0, 1], [1, 2, 2]]),
     "isin": (lambda: tt.isin(N, tt.tensor([0, 3])), [[True, False, False], [True, False, False]]),
@@ -319,6 +321,7 @@ COMPOSED = {
     "scatter_add": lambda a, b: a.scatter_add(1, INDEX, b),
     "scatter_add at one row": lambda a, b: a.scatter_add(1, INDEX[:1], b),
     "index_select": lambda a, b: a.index_select(1, tt.tensor([3, 3, 0])),
+    "index_fill": lambda a, b: a.index_fill(1, tt.tensor([2, 0]), 3.0) * b,
     "index_add": lambda a, b: a.index_add(0, tt.tensor([2, 2, 0]), b, alpha=3),
     "masked_select": lambda a, b: a.masked_select(b > 0),
     "split": lambda a, b: a.split([1, 3], dim=1)[1] * b[:, 1:],
@@ -381,6 +384,9 @@ ERRORS = {
     "searchsorted: expected one ascending vector, got shape (2, 3)": lambda: tt.searchsorted(X, V),
     "tensordot: axes [1] of (2, 3) and [0] of (2, 3) are summed over together, but their sizes "
     "differ": lambda: tt.tensordot(X, X, 1),
+    "index_fill: the index is a vector of integers, not float32 of shape (3,)": (
+        lambda: X.index_fill(0, V, 1.0)
+    ),
     "clamp: give min, max or both": lambda: V.clamp(),
     'div: rounding_mode must be None, "floor" or "trunc", got \'up\'': lambda: tt.div(
         V, 2, rounding_mode="up"

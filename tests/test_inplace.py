@@ -45,6 +45,7 @@ WRITES = {
     "triu_": (lambda x: x.view(1, 3).triu_(1), lambda x: x.view(1, 3).triu(1)),
     "scatter_": (lambda x: x.scatter_(0, INDEX, 7.0), lambda x: tt.where(MASK, 7.0, x)),
     "scatter_add_": (lambda x: x.scatter_add_(0, INDEX, tt.ones(2)), lambda x: x + MASK),
+    "index_fill_": (lambda x: x.index_fill_(0, INDEX, 1), lambda x: x.masked_fill(MASK, 1)),
     "index_add_": (lambda x: x.index_add_(0, INDEX, tt.ones(2)), lambda x: x + MASK),
     "logical_not_": (lambda x: x.bool().logical_not_(), lambda x: ~x.bool()),
     "copy_": (lambda x: x.copy_(tt.tensor(2)), lambda x: tt.full((3,), 2.0)),

@@ -154,6 +154,21 @@ def test_every_file_opens_with_a_paragraph(path):
     assert ast.get_docstring(parse(path)), f"{name_of(path)} does not say what it is"
 
 
+def test_lines_of_kernels_are_as_wide_as_those_of_python_at_most():
+    folder = ROOT / "kernels"
+    files = [
+        path for path in sorted(folder.iterdir()) if path.suffix in {".cu", ".cuh", ".h", ".cpp"}
+    ]
+    assert files
+    wide = [
+        f"{name_of(path)}:{number}"
+        for path in files
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 100
+    ]
+    assert not wide, "\n".join(wide)
+
+
 # ---- who may import whom ----
 
 

@@ -50,6 +50,25 @@ def test_two_draws_never_share_words():
     assert not set(random.words(a, 8)) & set(random.words(b, 8))
 
 
+def test_rows_of_a_draw_are_cut_from_the_whole():
+    whole, parts = Generator(5), []
+    generator = Generator(5)
+    for _ in range(2):
+        expected = random.uniform((7, 16), generator=whole)
+        here = generator.get_state()
+        for start, stop in ((0, 3), (3, 4), (4, 7)):
+            generator.set_state(here)
+            with generator.of_rows(start, stop, 7):
+                parts.append(random.uniform((stop - start, 16), generator=generator))
+            assert generator.get_state() == whole.get_state()
+        np.testing.assert_array_equal(np.concatenate(parts[-3:]), expected)
+    with (
+        pytest.raises(RuntimeError, match="of 6 random words for 2 of 7 rows cannot be cut"),
+        generator.of_rows(0, 2, 7),
+    ):
+        generator.reserve(6)
+
+
 def test_threads_do_not_disturb_each_other():
     draws = [Draw(1, 1000 * i) for i in range(8)]
     expected = [random.words(d, 5000).copy() for d in draws]

@@ -10,6 +10,10 @@ To read it: `tensor.py` (Tensor and @op), `autograd.py` (the graph and the walk)
 
 from __future__ import annotations
 
+from math import e as e
+from math import inf as inf
+from math import nan as nan
+from math import pi as pi
 from typing import Any as _Any
 
 import numpy as _np

@@ -20,11 +20,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import CellType, FunctionType, MethodType, TracebackType
-from typing import Any, Protocol, TypeGuard, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from .backend import Array, DType, array_module, bfloat16, is_array, memory_range
+from .backend import Array, DType, array_module, bfloat16, is_array, memory_range, silent
 
 Shape = tuple[int, ...]
 # One function per parent (None where no gradient flows), or one function that returns a tuple.
@@ -51,27 +51,6 @@ class LazyGradient(Protocol):
 
     def dense(self) -> Array:
         """The gradient as an array of its own."""
-
-
-class Gradients:
-    """The gradients of an operation's several outputs, on their way to its one VJP.
-
-    `parts` has None for an output that led nowhere. The shape and dtype are its node's.
-    """
-
-    __slots__ = ("dtype", "parts", "shape")
-
-    def __init__(self, parts: tuple[Array, ...], shape: Shape, dtype: DType) -> None:
-        self.parts, self.shape, self.dtype = parts, shape, dtype
-
-    def joined(self, other: Gradients) -> Gradients:
-        """These and those of other outputs."""
-        parts = tuple([b if a is None else a for a, b in zip(self.parts, other.parts, strict=True)])
-        return Gradients(parts, self.shape, self.dtype)
-
-    def dense(self) -> tuple[Array, ...]:
-        """What the VJP is called with."""
-        return self.parts
 
 
 class _State(threading.local):
@@ -164,21 +143,18 @@ class Node:
         return f"<{self.operation} {self.shape} {self.dtype}>"
 
 
-def output_nodes(node: Node, outputs: Sequence[Array]) -> list[Node]:
-    """A node for each output of the operation that `node` stands for, with `node` as its parent.
+class Output(Node):
+    """One of the several outputs of the operation that its only parent stands for.
 
-    `node` is visited after all of them, and its VJP is handed a tuple of their gradients.
+    It has no VJP of its own: the walk puts its gradient at `index` of the `count` that the VJP of
+    its parent is called with, as one tuple. None stands there for an output that led nowhere.
     """
-    shape, dtype = node.shape, node.dtype
 
-    def sender(i: int) -> Callable[[Array], Gradients]:
-        before, after = (None,) * i, (None,) * (len(outputs) - i - 1)
-        return lambda dy: Gradients((*before, dy, *after), shape, dtype)
+    __slots__ = ("count", "index")
 
-    return [
-        Node(node.operation, (sender(i),), (node,), y.shape, y.dtype, node.level)
-        for i, y in enumerate(outputs)
-    ]
+    def __init__(self, parent: Node, index: int, count: int, y: Array) -> None:
+        super().__init__(parent.operation, (), (parent,), y.shape, y.dtype, parent.level)
+        self.index, self.count = index, count
 
 
 class Watcher:
@@ -337,13 +313,12 @@ def count_consumers(root: Node) -> dict[Node, int]:
     stack = [root]
     while stack:
         for parent in stack.pop().parents:
-            if parent is None:
-                continue
             if parent in counts:
                 counts[parent] += 1
-            else:
+            elif parent is not None:
                 counts[parent] = 1
-                stack.append(parent)
+                if parent.parents:
+                    stack.append(parent)
     return counts
 
 
@@ -380,7 +355,7 @@ def aside() -> Iterator[None]:
         yield
 
 
-@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # inf and nan come in silence
+@silent
 def backward(
     root: Node,
     gradient: Array,
@@ -426,10 +401,10 @@ def _walk_back(
                 gradient = _run_hooks(node, node.watcher, _dense(gradient))
             if wanted is not None and node in wanted:
                 wanted[node] = _dense(gradient)
-            elif type(node) is Leaf and wanted is None:
+        if type(node) is Leaf:
+            if gradient is not None and wanted is None:
                 accumulate(node, gradient)
                 stored.add(node)
-        if type(node) is Leaf:
             if node.ready_hooks and node in stored:
                 for walk in _beside:
                     walk.finish()
@@ -439,49 +414,60 @@ def _walk_back(
         parents = node.parents
         gradients: Sequence[Any] | None = None
         if gradient is not None:
-            gradients = node.vjps(gradient if type(gradient) is np.ndarray else _dense(gradient))
-            if len(gradients) != len(parents):
-                raise ValueError(
-                    f"{node.operation}: its VJP returned {len(gradients)} gradients for "
-                    f"{len(parents)} inputs"
-                )
+            if type(gradient) is not np.ndarray:
+                gradient = tuple(gradient) if type(gradient) is list else _dense(gradient)
+            if type(node) is Output:
+                _put_part(pending, node, gradient)
+            else:
+                gradients = node.vjps(gradient)
+                if len(gradients) != len(parents):
+                    raise ValueError(
+                        f"{node.operation}: its VJP returned {len(gradients)} gradients for "
+                        f"{len(parents)} inputs"
+                    )
         if not retain_graph:
             node.vjp = FREED
         for i, parent in enumerate(parents):
-            if parent is None or parent not in counts:
+            if parent is None or (waiting := counts.get(parent)) is None:
                 continue
-            if gradients is not None:
-                given = gradients[i]
-                if given is not None:
-                    if given.shape != parent.shape or (
-                        given.dtype is not parent.dtype and given.dtype != parent.dtype
-                    ):
-                        given = fit(given, parent.shape, parent.dtype, node.operation)
-                    if wanted is None and _takes_parts(parent, stored):
-                        accumulate(parent, given)
-                    elif parent not in pending:
-                        pending[parent] = given
-                    else:
-                        _add_pending(pending, owned, parent, given)
-            waiting = counts[parent] - 1
-            counts[parent] = waiting
+            if gradients is not None and (given := gradients[i]) is not None:
+                if given.shape != parent.shape or (
+                    given.dtype is not parent.dtype and given.dtype != parent.dtype
+                ):
+                    given = fit(given, parent.shape, parent.dtype, node.operation)
+                if type(parent) is Leaf and wanted is None and _takes_parts(parent, stored):
+                    accumulate(parent, given)
+                elif parent not in pending:
+                    pending[parent] = given
+                else:
+                    _add_pending(pending, owned, parent, given)
+            counts[parent] = waiting = waiting - 1
             if not waiting:
                 ready.append(parent)
 
 
-def _takes_parts(node: Node, stored: set[Node]) -> TypeGuard[Leaf]:
-    """Whether gradients of `node` go to its `.grad` as they come, without a sum in between.
+def _put_part(pending: dict[Node, Any], output: Output, gradient: Array) -> None:
+    """The gradient of one of several outputs, into the list of all of them."""
+    operation = output.parents[0]
+    assert operation is not None
+    if operation not in pending:
+        pending[operation] = [None] * output.count
+    pending[operation][output.index] = gradient
 
-    That is so for a leaf whose gradient nobody watches, unless there is one from an earlier walk:
-    sums over several walks do not depend on how often each has used the leaf.
+
+def _takes_parts(leaf: Leaf, stored: set[Node]) -> bool:
+    """Whether gradients of `leaf` go to its `.grad` as they come, without a sum in between.
+
+    That is so where nobody watches it, unless there is one from an earlier walk: sums over several
+    walks do not depend on how often each has used the leaf.
     """
-    if type(node) is not Leaf or node.watcher is not None:
+    if leaf.watcher is not None:
         return False
-    if node in stored:
+    if leaf in stored:
         for walk in _beside:
             walk.finish()  # what is added to may still be in a queue
-    elif node.grad is None:
-        stored.add(node)
+    elif leaf.grad is None:
+        stored.add(leaf)
     else:
         return False
     return True
@@ -520,6 +506,8 @@ def _add_pending(pending: dict[Node, Any], owned: set[Node], node: Node, given: 
         owned.add(node)
     if _is_lazy(given):
         given.add_to(total)
+        for walk in _beside:
+            walk.finish()  # the sum is read while the walk goes on
     elif isinstance(total, np.ndarray):
         np.add(total, given, out=total)
     else:
@@ -667,6 +655,10 @@ def grad(
         raise ValueError(
             f"grad: {len(grad_outputs)} grad_outputs were given for {len(outputs)} outputs"
         )
+    for what, tensors in (("output", outputs), ("input", inputs)):
+        for position, x in enumerate(tensors):
+            if not hasattr(x, "node"):
+                raise TypeError(f"grad: {what} {position} is a {type(x).__name__}, not a tensor")
     for position, x in enumerate(inputs):
         if x.node is None:
             raise RuntimeError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import warnings
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -28,6 +29,9 @@ DType = np.dtype[Any]
 bfloat16: DType = np.dtype(ml_dtypes.bfloat16)
 finfo: Any = ml_dtypes.finfo  # the limits of a floating-point dtype; NumPy's knows no bfloat16
 default_dtype: DType = np.dtype(np.float32)
+
+# Decorates what computes: inf and nan come without NumPy's warning, as in PyTorch.
+silent = np.errstate(divide="ignore", invalid="ignore", over="ignore")
 
 # type of array -> module of functions for it. CuPy and Tensor add themselves.
 _modules: dict[type, Any] = {np.ndarray: np}
@@ -127,6 +131,16 @@ def cuda_device_count() -> int:
         return 0
 
 
+def what_hides_gpus() -> str | None:
+    """Why an installed CuPy can use no GPU that may be there; None where none is to be expected."""
+    if importlib.util.find_spec("cupy") is None:
+        return None
+    try:
+        return driver_too_old(cupy())
+    except RuntimeError as error:
+        return str(error)
+
+
 class device:
     """Where an array lives: `device("cpu")`, `device("cuda")` or, a numbered one, `"cuda:1"`;
     `device("cuda-sim")` runs the CUDA kernels in a simulator on the CPU.
@@ -141,6 +155,8 @@ class device:
         name, _, number = str(type).partition(":")  # str(device("cuda", 1)) is "cuda:1"
         if name == "auto":
             name = "cuda" if cuda_device_count() else "cpu"
+            if name == "cpu" and (reason := what_hides_gpus()):
+                warnings.warn(f"device 'auto' is the CPU: {reason}", RuntimeWarning, stacklevel=2)
         if name not in ("cpu", "cuda", "cuda-sim") or (number and not number.isdigit()):
             raise ValueError(
                 f"device {type!r} is unknown; use 'cpu', 'cuda', 'cuda:N', 'cuda-sim' or 'auto'"

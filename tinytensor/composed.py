@@ -17,11 +17,11 @@ import numpy as np
 from . import ops
 from .backend import array_module, finfo, is_floating
 from .rearranging import array_of, dim_from_front, takes_axis
-from .tensor import Tensor, as_tensor
+from .tensor import Tensor, as_tensor, check_tensors
 
 __all__ = [
     "addcdiv", "addcmul", "broadcast_tensors", "bucketize", "cdist", "cosh", "cumprod",
-    "diag_embed", "diff", "fmod", "frac", "isin", "kron", "logaddexp", "meshgrid",
+    "diag_embed", "diff", "fmod", "frac", "index_fill", "isin", "kron", "logaddexp", "meshgrid",
     "nan_to_num", "ravel", "searchsorted", "sinh", "take", "tan", "tensordot", "tril_indices",
     "triu_indices", "trunc",
 ]  # fmt: skip
@@ -208,6 +208,7 @@ def kron(input: Tensor, other: Tensor) -> Tensor:
 
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0) -> Tensor:
     """The distances between rows: (…, P, M) and (…, R, M) -> (…, P, R), by the p-norm."""
+    check_tensors("cdist", x1=x1, x2=x2)
     if x1.ndim < 2 or x2.ndim < 2 or x1.shape[-1] != x2.shape[-1]:
         raise ValueError(
             f"cdist: expected rows of one length, (…, P, M) and (…, R, M), got {tuple(x1.shape)} "
@@ -229,6 +230,22 @@ def take(input: Tensor, index: Tensor) -> Tensor:
     if index.dtype.kind not in "iu":
         raise TypeError(f"take: index holds numbers of elements, but it is {index.dtype}")
     return ravel(input)[index]
+
+
+def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
+    """`input` with `value`, a number, at the numbers `index` (a vector) of `dim`."""
+    check_tensors("index_fill", input=input, index=index)
+    if index.ndim > 1 or index.dtype.kind not in "iu":
+        raise ValueError(
+            f"index_fill: the index is a vector of integers, not {index.dtype} of shape "
+            f"{tuple(index.shape)}"
+        )
+    dim = dim_from_front("index_fill", dim, input.ndim)
+    xp = array_module(input.array)
+    filled = xp.zeros(input.shape[dim], bool)
+    filled[array_of(index)] = True
+    shape = [size if i == dim else 1 for i, size in enumerate(input.shape)]
+    return ops.masked_fill(input, as_tensor(filled.reshape(shape)), value)
 
 
 def diag_embed(input: Tensor) -> Tensor:

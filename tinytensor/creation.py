@@ -20,6 +20,7 @@ from .backend import (
     is_array,
     is_floating,
     module_for,
+    silent,
     to_device,
 )
 from .tensor import Tensor, as_tensor
@@ -94,6 +95,7 @@ def _gpu_copy(data: Any, dtype: Any) -> Array:
     return array.astype(array.dtype if dtype is None else dtype)
 
 
+@silent
 def _to_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
     if isinstance(data, Tensor):
         data = data.array
@@ -110,7 +112,7 @@ def _to_array(data: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
     array = _numbers(array, "tensor")
     if dtype is None and not known and (is_floating(array.dtype) or array.size == 0):
         dtype = default_dtype
-    return array if dtype is None else array.astype(dtype, copy=False)
+    return array if dtype is None else _numbers(array.astype(dtype, copy=False), "tensor")
 
 
 def _opened(data: Any) -> Any:
@@ -144,19 +146,24 @@ def set_default_dtype(d: Any) -> None:
         )
 
 
-def shape_of(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
-    """The shape in `f(2, 3)`, `f((2, 3))` or `f([2, 3])`."""
-    if len(size) == 1 and isinstance(size[0], list | tuple):
-        size = tuple(size[0])
+def shape_of(name: str, sizes: tuple[Any, ...], size: Any = None) -> tuple[int, ...]:
+    """The shape in `f(2, 3)`, `f((2, 3))`, `f([2, 3])` or `f(size=(2, 3))`."""
+    if size is not None:
+        if sizes:
+            raise TypeError(f"{name}: the size is given twice, as {sizes} and as size={size}")
+        sizes = (size,)
+    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+        sizes = tuple(sizes[0])
     try:
-        shape = tuple(int(n.__index__()) for n in size)
+        shape = tuple(int(n.__index__()) for n in sizes)
     except AttributeError:
-        raise TypeError(f"{name}: sizes must be integers, got {size}") from None
+        raise TypeError(f"{name}: sizes must be integers, got {sizes}") from None
     if any(n < 0 for n in shape):
         raise ValueError(f"{name}: sizes must not be negative, got {shape}")
     return shape
 
 
+@silent
 def _filled(
     name: str, size: Any, value: Any, dtype: Any, where: Device, requires_grad: bool
 ) -> Tensor:
@@ -166,19 +173,27 @@ def _filled(
 
 
 def zeros(
-    *size: Any, dtype: Any = None, device: Device = None, requires_grad: bool = False
+    *sizes: Any,
+    size: Any = None,
+    dtype: Any = None,
+    device: Device = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """A tensor of zeros; float32 unless `dtype` says otherwise."""
     xp = module_for(device)  # zeros() takes pages that are zero already; full() would write them
-    array = xp.zeros(shape_of("zeros", size), default_dtype if dtype is None else dtype)
+    array = xp.zeros(shape_of("zeros", sizes, size), default_dtype if dtype is None else dtype)
     return finish(array, device, requires_grad)
 
 
 def ones(
-    *size: Any, dtype: Any = None, device: Device = None, requires_grad: bool = False
+    *sizes: Any,
+    size: Any = None,
+    dtype: Any = None,
+    device: Device = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """A tensor of ones; float32 unless `dtype` says otherwise."""
-    return _filled("ones", size, 1, dtype, device, requires_grad)
+    return _filled("ones", shape_of("ones", sizes, size), 1, dtype, device, requires_grad)
 
 
 def full(
@@ -189,18 +204,26 @@ def full(
     requires_grad: bool = False,
 ) -> Tensor:
     """A tensor of `fill_value`s, with the dtype that `tensor(fill_value)` has."""
+    if not isinstance(size, tuple | list):
+        raise TypeError(f"full: the size is a tuple, such as (2, 3), not {size!r}")
     if isinstance(fill_value, Tensor):
         fill_value = fill_value.item()
+    if not isinstance(fill_value, bool | int | float | np.generic):
+        raise TypeError(f"full: the value is a number, not {fill_value!r}")
     dtype = tensor(fill_value).dtype if dtype is None else dtype
     return _filled("full", (tuple(size),), fill_value, dtype, device, requires_grad)
 
 
 def empty(
-    *size: Any, dtype: Any = None, device: Device = None, requires_grad: bool = False
+    *sizes: Any,
+    size: Any = None,
+    dtype: Any = None,
+    device: Device = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """A tensor whose numbers are whatever the memory held."""
     xp = module_for(device)
-    array = xp.empty(shape_of("empty", size), default_dtype if dtype is None else dtype)
+    array = xp.empty(shape_of("empty", sizes, size), default_dtype if dtype is None else dtype)
     return finish(array, device, requires_grad)
 
 
@@ -213,10 +236,12 @@ def eye(
     requires_grad: bool = False,
 ) -> Tensor:
     """The (n, m) matrix with ones on the diagonal; m is n if left out."""
+    n, m = shape_of("eye", (n, n if m is None else m))
     array = module_for(device).eye(n, m, dtype=default_dtype if dtype is None else dtype)
     return finish(array, device, requires_grad)
 
 
+@silent
 def arange(
     start: Any,
     end: Any = None,
@@ -234,6 +259,9 @@ def arange(
     start, end, step = (
         x.item() if isinstance(x, Tensor | np.generic) else x for x in (start, end, step)
     )
+    for number in (start, end, step):
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"arange: start, end and step are finite numbers, not {number!r}")
     if step == 0:
         raise ValueError("arange: step must not be 0")
     if (end - start) / step < 0:
@@ -256,8 +284,8 @@ def linspace(
     requires_grad: bool = False,
 ) -> Tensor:
     """`steps` numbers from `start` to `end`, both included, evenly spaced."""
-    if steps < 0:
-        raise ValueError(f"linspace: steps must not be negative, got {steps}")
+    if not hasattr(steps, "__index__") or steps < 0:
+        raise ValueError(f"linspace: steps is an integer, not negative, but it is {steps!r}")
     array = (
         module_for(device)
         .linspace(start, end, steps)

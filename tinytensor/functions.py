@@ -22,25 +22,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import composed, ops, rearranging
-from .backend import Array, array_module, bfloat16, is_floating
+from .backend import Array, array_module, bfloat16, is_floating, silent
 from .composed import *  # noqa: F403 (this file is the front of all three)
 from .rearranging import *  # noqa: F403
 from .rearranging import array_of, dim_from_front, dims_of, nonzero, takes_axis
-from .tensor import Tensor, as_tensor
+from .tensor import Tensor, as_tensor, check_tensors
 
 __all__ = [
-    "abs", "absolute", "add", "addmm", "all", "allclose", "amax", "amin", "any", "argmax", "argmin",
-    "argsort", "baddbmm", "bincount", "bitwise_and", "bitwise_or", "bitwise_xor", "bmm", "ceil",
-    "clamp", "clip", "clone", "cos", "count_nonzero", "cumsum", "div", "divide", "dot", "einsum",
-    "eq", "equal", "erf", "exp", "expm1", "floor", "floor_divide", "ge", "greater", "greater_equal",
-    "gt", "is_floating_point", "is_tensor", "isclose", "isfinite", "isinf", "isnan", "le", "lerp",
-    "less", "less_equal", "log", "log10", "log1p", "log2", "log_softmax", "logical_and",
-    "logical_not", "logical_or", "logical_xor", "logsumexp", "lt", "masked_fill", "matmul", "max",
-    "maximum", "mean", "median", "min", "minimum", "mm", "mul", "multiply", "mv", "ne", "neg",
-    "negative", "norm", "not_equal", "numel", "outer", "pow", "prod", "reciprocal", "relu",
-    "remainder", "round", "rsqrt", "sigmoid", "sign", "sin", "softmax", "sort", "sqrt", "square",
-    "std", "std_mean", "sub", "subtract", "sum", "swapaxes", "swapdims", "take_along_dim", "tanh",
-    "topk", "true_divide", "unique", "var", "var_mean", "where",
+    "abs", "absolute", "acos", "acosh", "add", "addmm", "all", "allclose", "amax", "amin", "any",
+    "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "argmax", "argmin",
+    "argsort", "asin", "asinh", "atan", "atan2", "atanh", "baddbmm", "bincount", "bitwise_and",
+    "bitwise_or", "bitwise_xor", "bmm", "ceil", "clamp", "clip", "clone", "cos", "count_nonzero",
+    "cumsum", "div", "divide", "dot", "einsum", "eq", "equal", "erf", "exp", "expm1", "floor",
+    "floor_divide", "ge", "greater", "greater_equal", "gt", "hypot", "is_floating_point",
+    "is_tensor", "isclose", "isfinite", "isinf", "isnan", "le", "lerp", "less", "less_equal", "log",
+    "log10", "log1p", "log2", "log_softmax", "logical_and", "logical_not", "logical_or",
+    "logical_xor", "logsumexp", "lt", "masked_fill", "matmul", "max", "maximum", "mean", "median",
+    "min", "minimum", "mm", "mul", "multiply", "mv", "ne", "neg", "negative", "norm", "not_equal",
+    "numel", "outer", "pow", "prod", "reciprocal", "relu", "remainder", "round", "rsqrt", "sigmoid",
+    "sign", "sin", "softmax", "sort", "sqrt", "square", "std", "std_mean", "sub", "subtract", "sum",
+    "swapaxes", "swapdims", "take_along_dim", "tanh", "topk", "true_divide", "unique", "var",
+    "var_mean", "where",
 ]  # fmt: skip
 __all__ += rearranging.__all__ + composed.__all__
 
@@ -66,6 +68,14 @@ erf = ops.erf
 relu = ops.relu
 sin = ops.sin
 cos = ops.cos
+asin = arcsin = ops.arcsin
+acos = arccos = ops.arccos
+atan = arctan = ops.arctan
+atan2 = arctan2 = ops.arctan2
+asinh = arcsinh = ops.arcsinh
+acosh = arccosh = ops.arccosh
+atanh = arctanh = ops.arctanh
+hypot = ops.hypot
 floor = ops.floor
 ceil = ops.ceil
 maximum = ops.maximum
@@ -351,8 +361,8 @@ def topk(
 ) -> Extremes:
     """`(values, indices)` of the k largest (or smallest) elements along `dim`, in order."""
     dim = dim_from_front("topk", dim, input.ndim)
-    if not 0 <= k <= input.shape[dim]:
-        raise ValueError(f"topk: k is {k} but dim {dim} has {input.shape[dim]} elements")
+    if not hasattr(k, "__index__") or not 0 <= k <= input.shape[dim]:
+        raise ValueError(f"topk: k is {k!r} but dim {dim} has {input.shape[dim]} elements")
     indices = ops.argtopk(input, k, dim, largest, sorted)
     return Extremes(ops.take_along_axis(input, indices, dim), indices)
 
@@ -380,6 +390,7 @@ def unique(
     input: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
 ) -> Any:
     """The different values in order; on request, which of them each element is, and how many."""
+    check_tensors("unique", input=input)
     array = array_of(input)
     found = array_module(array).unique(
         array, return_inverse=return_inverse, return_counts=return_counts
@@ -405,6 +416,8 @@ def einsum(equation: str, *operands: Any) -> Tensor:
 
 
 def _expect_dims(name: str, *expected: tuple[Any, int]) -> None:
+    for x, _ in expected:
+        check_tensors(name, input=x)
     if builtins.any(x.ndim != ndim for x, ndim in expected):
         dims = " and ".join(str(ndim) for _, ndim in expected)
         shapes = " and ".join(str(tuple(x.shape)) for x, _ in expected)
@@ -465,6 +478,7 @@ def _comparable(x: Any) -> Array:
     return array.astype(np.float32) if array.dtype == bfloat16 else array
 
 
+@silent
 def isclose(
     input: Any, other: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
 ) -> Tensor:
@@ -488,6 +502,7 @@ def equal(input: Tensor, other: Tensor) -> bool:
 
 def numel(input: Tensor) -> int:
     """How many elements input has."""
+    check_tensors("numel", input=input)
     return math.prod(input.shape)
 
 

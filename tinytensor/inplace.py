@@ -18,7 +18,7 @@ import numpy as np
 
 from . import functions, ops, random
 from .autograd import Leaf, note_write, state
-from .backend import array_module, device_of, is_floating, to_device
+from .backend import array_module, device_of, is_floating, silent, to_device
 from .ops.indexing import plain_index
 from .tensor import Tensor, _category
 
@@ -72,6 +72,7 @@ def store(name: str, target: Tensor, result: Any) -> Tensor:
     return write(name, target, result)
 
 
+@silent
 def write(name: str, target: Tensor, result: Any, index: Any = ...) -> Tensor:
     """target[index] = result, whatever its dtype."""
     array = target.array
@@ -274,6 +275,7 @@ _STORED: tuple[tuple[str, Callable[..., Any], str], ...] = (
     ("triu_", functions.triu, "x = x.triu()"),
     ("scatter_", functions.scatter, "x = x.scatter(dim, index, src)"),
     ("scatter_add_", functions.scatter_add, "x = x.scatter_add(dim, index, src)"),
+    ("index_fill_", functions.index_fill, "x = x.index_fill(dim, index, value)"),
     ("index_add_", functions.index_add, "x = x.index_add(dim, index, source)"),
     ("logical_not_", functions.logical_not, "x = ~x"),
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, creation, functions, inplace, ops, printing
+from . import backend, creation, functions, inplace, ops, printing, rearranging
 from .backend import DType, bfloat16, is_array
 from .tensor import Tensor
 
@@ -303,9 +303,7 @@ def size(self: Tensor, dim: int | None = None) -> Any:
     """The shape, or the size of one dim."""
     if dim is None:
         return self.shape
-    if not -self.ndim <= dim < self.ndim:
-        raise IndexError(f"size: dim {dim} does not exist in a tensor of {self.ndim} dimensions")
-    return self.shape[dim]
+    return self.shape[rearranging.dim_from_front("size", dim, self.ndim)]
 
 
 def stride(self: Tensor, dim: int | None = None) -> Any:

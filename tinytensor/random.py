@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import CPU, Array, DType, default_dtype, is_floating
+from .backend import CPU, Array, DType, default_dtype, is_floating, silent
 from .backend import device as where
 
 WORDS_PER_BLOCK = 4
@@ -84,6 +84,7 @@ class Generator:
                 f"Generator: the first argument is the seed; write Generator(device={str(seed)!r})"
             )
         self.device = where(device)
+        self._rows: tuple[int, int, int] | None = None  # those that draws are for, of a batch
         self.manual_seed(seed)
 
     def manual_seed(self, seed: int) -> Generator:
@@ -127,6 +128,8 @@ class Generator:
         """The next `words` 64-bit words, rounded up to whole blocks, as a Draw; nothing is
         computed yet.
         """
+        if self._rows is not None:
+            return self._reserve_for_rows(words, *self._rows)
         draw = Draw(self._seed, self._counter)
         origin = None if _origin_of is None else _origin_of(self)
         self.skip(-(-words // WORDS_PER_BLOCK))
@@ -138,6 +141,32 @@ class Generator:
                 "begins where the generator stands when the step is called"
             )
         return Draw(0, (draw.counter - origin.counter) & _MASK, origin.words)
+
+    @contextmanager
+    def of_rows(self, start: int, stop: int, rows: int) -> Iterator[None]:
+        """Inside the `with` block, draws are for the rows start, …, stop - 1 of a batch of `rows`.
+
+        Whoever computes a part of a batch then has that part of the numbers which the whole batch
+        would be given, and the generator stands where the whole would have left it. A row must have
+        a whole number of blocks in every draw (8 numbers of a mask, or in float32); RuntimeError
+        where it has not.
+        """
+        self._rows = start, stop, rows
+        try:
+            yield
+        finally:
+            self._rows = None
+
+    def _reserve_for_rows(self, words: int, start: int, stop: int, rows: int) -> Draw:
+        blocks, rest = divmod(words, WORDS_PER_BLOCK * (stop - start))  # of one row
+        if rest:
+            raise RuntimeError(
+                f"a draw of {words} random words for {stop - start} of {rows} rows cannot be cut "
+                f"from that of all rows: each must have a multiple of {WORDS_PER_BLOCK} words"
+            )
+        draw = Draw(self._seed, (self._counter + start * blocks) & _MASK)
+        self.skip(rows * blocks)
+        return draw
 
     def skip(self, blocks: int) -> None:
         """Move on by `blocks` blocks of four 64-bit words, as drawing them would."""
@@ -288,6 +317,7 @@ def keep_mask(draw: Draw, shape: Sequence[int], p: float, xp: Any = np) -> Array
     return (words32(draw, count, xp) >= xp.uint32(threshold)).reshape(tuple(shape))
 
 
+@silent
 def uniform(
     shape: Sequence[int],
     low: float = 0.0,
@@ -307,6 +337,7 @@ def uniform(
     return x.reshape(tuple(shape)).astype(dtype, copy=False)
 
 
+@silent
 def normal(
     shape: Sequence[int],
     mean: float = 0.0,

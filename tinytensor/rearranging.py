@@ -19,7 +19,7 @@ import numpy as np
 
 from . import ops
 from .backend import Array, array_module, is_array
-from .tensor import Tensor, as_tensor
+from .tensor import Tensor, as_tensor, check_tensors
 
 __all__ = [
     "argwhere", "broadcast_to", "cat", "chunk", "concat", "concatenate", "diag", "diagonal",
@@ -46,13 +46,20 @@ def takes_axis(function: F) -> F:
                 kwargs["keepdim"] = kwargs.pop("keepdims")
             if "out" in kwargs and kwargs["out"] is None:  # np.mean(x) and its kin pass it on
                 del kwargs["out"]
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except AttributeError:
+            if args:
+                check_tensors(function.__name__, input=args[0])
+            raise
 
     return translated  # type: ignore[return-value]
 
 
 def dim_from_front(name: str, dim: Any, ndim: int) -> int:
     """`dim` counted from the front."""
+    if not hasattr(dim, "__index__"):
+        raise TypeError(f"{name}: dim is an integer, not {dim!r}")
     if not -ndim <= dim < ndim:
         raise IndexError(f"{name}: dim {dim} does not exist in a tensor of {ndim} dimensions")
     return int(dim) % ndim
@@ -139,6 +146,7 @@ def unsqueeze(input: Tensor, dim: int) -> Tensor:
 
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """input with the dims from `start_dim` to `end_dim` made one."""
+    check_tensors("flatten", input=input)
     if input.ndim == 0:
         return ops.reshape(input, (1,))
     first, last = (
@@ -245,6 +253,11 @@ def split(
     """Views of input cut along `dim`: pieces of one size (the last may be smaller), or of many."""
     dim = dim_from_front("split", dim, input.ndim)
     size = input.shape[dim]
+    if not isinstance(split_size_or_sections, int | tuple | list):
+        raise TypeError(
+            "split: expected the size of a piece or a list of sizes, got "
+            f"{split_size_or_sections!r}"
+        )
     if isinstance(split_size_or_sections, int):
         step = split_size_or_sections
         if step <= 0:
@@ -262,8 +275,8 @@ def split(
 @takes_axis
 def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of input cut along `dim`: at most `chunks` equal pieces (the last may be smaller)."""
-    if chunks <= 0:
-        raise ValueError(f"chunk: the number of chunks must be positive, got {chunks}")
+    if not isinstance(chunks, int) or chunks <= 0:
+        raise ValueError(f"chunk: the number of chunks must be positive, got {chunks!r}")
     size = input.shape[dim_from_front("chunk", dim, input.ndim)]
     return split(input, max(1, -(-size // chunks)), dim)
 
@@ -297,6 +310,7 @@ def triu(input: Tensor, diagonal: int = 0) -> Tensor:
 
 def diagonal(input: Tensor) -> Tensor:
     """The diagonal of the matrices in the first two dims, as the last dim."""
+    check_tensors("diagonal", input=input)
     size = min(input.shape[:2])
     rows = np.arange(size)
     picked = ops.getitem(input, (rows, rows))
@@ -305,6 +319,7 @@ def diagonal(input: Tensor) -> Tensor:
 
 def diag(input: Tensor) -> Tensor:
     """The diagonal of a matrix, or the matrix with a vector on its diagonal."""
+    check_tensors("diag", input=input)
     if input.ndim == 2:
         return diagonal(input)
     if input.ndim != 1:

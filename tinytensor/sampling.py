@@ -16,7 +16,7 @@ from . import ops, random
 from .backend import Array, DType, array_module, default_dtype, is_floating, module_for
 from .creation import Device, as_tensor_like, finish, shape_of
 from .random import Generator
-from .tensor import Tensor, as_tensor
+from .tensor import Tensor, as_tensor, check_tensors
 
 __all__ = [
     "bernoulli",
@@ -40,7 +40,8 @@ def _real(name: str, dtype: Any) -> DType:
 
 
 def rand(
-    *size: Any,
+    *sizes: Any,
+    size: Any = None,
     generator: Generator | None = None,
     dtype: Any = None,
     device: Device = None,
@@ -48,22 +49,22 @@ def rand(
 ) -> Tensor:
     """Numbers uniform on [0, 1)."""
     array = random.uniform(
-        shape_of("rand", size), 0.0, 1.0, _real("rand", dtype), generator, module_for(device)
+        shape_of("rand", sizes, size), 0.0, 1.0, _real("rand", dtype), generator, module_for(device)
     )
     return finish(array, device, requires_grad)
 
 
 def randn(
-    *size: Any,
+    *sizes: Any,
+    size: Any = None,
     generator: Generator | None = None,
     dtype: Any = None,
     device: Device = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """Normal numbers of mean 0 and variance 1."""
-    array = random.normal(
-        shape_of("randn", size), 0.0, 1.0, _real("randn", dtype), generator, module_for(device)
-    )
+    shape, real = shape_of("randn", sizes, size), _real("randn", dtype)
+    array = random.normal(shape, 0.0, 1.0, real, generator, module_for(device))
     return finish(array, device, requires_grad)
 
 
@@ -189,14 +190,17 @@ def multinomial(
     taken (P. Efraimidis and P. Spirakis, 2006). Raises ValueError for weights that are negative,
     not finite or all zero, and for more samples than there are non-zero weights.
     """
+    check_tensors("multinomial", input=input)
     p = input.array if isinstance(input, Tensor) else input
     if p.ndim not in (1, 2) or not is_floating(p.dtype):
         raise ValueError(
             f"multinomial: expected floating weights of shape (V,) or (N, V), got {p.dtype} "
             f"{tuple(p.shape)}"
         )
-    if num_samples < 1:
-        raise ValueError(f"multinomial: num_samples must be at least 1, got {num_samples}")
+    if not hasattr(num_samples, "__index__") or num_samples < 1:
+        raise ValueError(
+            f"multinomial: num_samples must be an integer, at least 1, but it is {num_samples!r}"
+        )
     xp = array_module(p)
     rows = p.reshape(-1, p.shape[-1]).astype(np.float64)
     _check_weights(rows, num_samples, replacement or num_samples == 1, xp)

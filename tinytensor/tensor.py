@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from . import autograd
-from .autograd import Leaf, Node, Shape, state
+from .autograd import Leaf, Node, Output, Shape, state
 from .backend import (
     Array,
     DType,
@@ -38,6 +39,7 @@ from .backend import (
     is_floating,
     module_of_type,
     register_array_type,
+    silent,
 )
 
 
@@ -60,6 +62,7 @@ class Tensor:
     def __init_subclass__(cls) -> None:
         register_array_type(cls, module_of_type(Tensor))
 
+    @silent
     def __init__(self, data: Any = (), *, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
             self.value = data.detach().value
@@ -211,6 +214,11 @@ class Tensor:
             self.node.grad = None
             # Whoever still holds the old gradient keeps its numbers; the optimizer finds out.
             self.node.buffer = None
+        elif not isinstance(gradient, Tensor):
+            raise TypeError(
+                f"grad: expected a tensor or None, got a {type(gradient).__name__}; "
+                "tt.tensor(...) makes one"
+            )
         else:
             if gradient.shape != self.shape or gradient.dtype != self.dtype:
                 raise ValueError(
@@ -230,6 +238,8 @@ class Tensor:
         """Call `hook(gradient)` whenever this tensor's gradient is computed; it may replace it."""
         if self.node is None:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
+        if not callable(hook):
+            raise TypeError(f"register_hook: a hook is a function of the gradient, not {hook!r}")
         hooks = self._watcher().hooks
         hooks.append(hook)
         return RemovableHandle(hooks, hook)
@@ -343,6 +353,11 @@ def cotangent(caller: str, output: Tensor, gradient: Tensor | None) -> Array:
                 "gradient= of that shape)"
             )
         return array_module(output.value).ones_like(output.value)
+    if not is_array(gradient):
+        raise TypeError(
+            f"{caller}: the gradient is a tensor, not a {type(gradient).__name__}; "
+            "tt.tensor(...) makes one"
+        )
     if tuple(gradient.shape) != tuple(output.shape):
         raise ValueError(
             f"{caller}: the gradient has shape {tuple(gradient.shape)} but the tensor has shape "
@@ -350,6 +365,16 @@ def cotangent(caller: str, output: Tensor, gradient: Tensor | None) -> Array:
         )
     value = gradient.value if isinstance(gradient, Tensor) and gradient.node is None else gradient
     return value if value.dtype == output.dtype else value.astype(output.dtype)
+
+
+def check_tensors(name: str, **inputs: Any) -> None:
+    """Raise TypeError for the first of the inputs that is neither a tensor nor an array."""
+    for what, x in inputs.items():
+        if not is_array(x):
+            kind = type(x).__name__
+            raise TypeError(
+                f"{name}: the {what} is a tensor, not a {kind}; tt.tensor(...) makes one"
+            )
 
 
 def stop_gradient(x: Any) -> Any:
@@ -444,12 +469,7 @@ class Operation:
                 values.append(x)
                 parents.append(None)
         if not found:
-            for x in inputs:
-                if isinstance(x, list | tuple):
-                    kind = type(x).__name__
-                    raise TypeError(
-                        f"{self.__name__}: expected tensors, got a {kind}; tt.tensor(...) makes one"
-                    )
+            self._refuse_strangers(inputs)
             return self.compute(args, options)[0]
         if level:
             if not state.grad_enabled:
@@ -466,6 +486,7 @@ class Operation:
         if self.promote:
             chosen = values if self._promoted is None else [values[i] for i in self._promoted]
             if not _usual(chosen):
+                self._refuse_strangers(chosen)
                 chosen = promote_types(chosen, self.floating)
                 narrow = any(_dtype(v) == bfloat16 for v in chosen)
                 if self._promoted is None:
@@ -478,8 +499,8 @@ class Operation:
 
         try:
             y, vjp = (self._run_narrow if narrow else self._run)(values, options, level)
-        except (ValueError, TypeError) as error:
-            explain_mismatch(self.__name__, values, error)
+        except (ValueError, TypeError, AttributeError) as error:
+            self._explain(values, options, error)
             raise
 
         if type(y) is not np.ndarray:
@@ -508,15 +529,48 @@ class Operation:
             vjp = _pruned(self.__name__, vjp, parents)
         y = ys[0]
         node = Node(self.__name__, _of_several(vjp), tuple(parents), y.shape, y.dtype, level)
-        return tuple(map(as_tensor, ys, autograd.output_nodes(node, ys)))
+        return tuple([as_tensor(y, Output(node, i, len(ys), y)) for i, y in enumerate(ys)])
 
     def compute(self, values: Sequence[Any], options: dict[str, Any]) -> tuple[Any, Any]:
         """`(output, vjp)` on arrays: by what is registered for their type, or the reference."""
         try:
             return self._run(values, options, 0)
-        except (ValueError, TypeError) as error:
-            explain_mismatch(self.__name__, values, error)
+        except (ValueError, TypeError, AttributeError) as error:
+            self._explain(values, options, error)
             raise
+
+    def _explain(self, values: Sequence[Any], options: dict[str, Any], error: Exception) -> None:
+        """Raise a sentence in place of an error whose cause is plain, or which names no operation
+        where there were options.
+        """
+        message = str(error)
+        self._refuse_strangers(values, message)
+        explain_mismatch(self.__name__, values, error)
+        given = [] if self.variadic else [repr(value)[:40] for value in values[self._count :]]
+        given += [f"{name}={value!r}"[:40] for name, value in options.items()]
+        if given and not re.match(r"[\w.\[\]]+: ", message):
+            kinds = (kind for kind in (IndexError, ValueError) if isinstance(error, kind))
+            raise next(kinds, TypeError)(
+                f"{self.__name__}: {message} (given {', '.join(given)})"
+            ) from None
+
+    def _refuse_strangers(self, values: Sequence[Any], complaint: str = "") -> None:
+        """Raise TypeError for an input that is no tensor, array, number or None.
+
+        Also for one that is a number or None, if a body complained of just that type.
+        """
+        for x in values[self._count :] if self.variadic else values[: self._count]:
+            if x is None:
+                refused = "NoneType" in complaint
+            elif isinstance(x, bool | int | float):
+                refused = f"'{type(x).__name__}' object has no" in complaint
+            else:
+                refused = not is_array(x)
+            if refused:
+                given = "None" if x is None else f"a {type(x).__name__}"
+                raise TypeError(
+                    f"{self.__name__}: expected tensors, got {given}; tt.tensor(...) makes one"
+                ) from None
 
     def _run(self, values: Sequence[Any], options: dict[str, Any], level: int) -> tuple[Any, Any]:
         if self.implementations and not state.reference_only:

@@ -39,6 +39,7 @@ class Bounds:
     peer: str = ""
     best: float = 0.0
     target: float | None = None
+    by_hand: float | None = None
 
     @property
     def at_peak(self) -> float:
@@ -78,7 +79,7 @@ def breakdown_lines(
     if bounds.peer:
         whose = f"of {bounds.peer}'s step"
         lines.append(f"{whose:<22}" + "".join(f" {s / bounds.best:10.2f}" for s in seconds))
-    sentences = [verdict(bounds), *slowest(operations, ours, bounds)]
+    sentences = [verdict(bounds), *without_engine(bounds), *slowest(operations, ours, bounds)]
     return lines, [f"{title}: {sentence}" for sentence in sentences]
 
 
@@ -125,6 +126,16 @@ def verdict(bounds: Bounds) -> str:
         f"{missed} nothing that was measured stands in the way: our operations, each by itself, "
         f"take {bounds.alone / bounds.best:.2f} of the time of {bounds.peer}"
     )
+
+
+def without_engine(bounds: Bounds) -> list[str]:
+    """What the step that is written by hand takes, if it was timed."""
+    if not bounds.by_hand:
+        return []
+    line = "written by hand in NumPy, without an engine, the same step takes "
+    if bounds.peer:
+        line += f"{bounds.by_hand / bounds.best:.2f} of the time of {bounds.peer}, and "
+    return [line + f"{bounds.by_hand / bounds.ours:.2f} of ours"]
 
 
 def slowest(operations: dict[str, float], ours: dict[str, float], bounds: Bounds) -> list[str]:

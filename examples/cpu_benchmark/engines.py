@@ -5,7 +5,7 @@ All start from the same weights, which are made from the names of the parameters
 run the very same lines, those of `gpt/model.py` (`torch_source`). Each library gets what it
 documents as its fastest in float32: PyTorch its fused AdamW, its own attention, gradients set to
 None, and a compiled graph without a break; JAX one compiled function for the whole step, with its
-buffers donated.
+buffers donated. `by_hand` does without a library: NumPy alone.
 
 No library is imported before its class is made, so that each process holds one only.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .by_hand import ByHand
 from .jax_engine import Jax
 from .torch_source import torch_model_module
 from .workloads import BETAS, CLIP, EPS, LR, WEIGHT_DECAY, Workload, initial_weight
@@ -123,7 +124,10 @@ WITH_VARIABLE, IN_PROCESSES = "ours, variable set", "ours, processes"
 OURS = ("ours", WITH_VARIABLE, IN_PROCESSES)
 # Engine -> the module that it needs; the order is the table's.
 PEERS = {"torch": "torch", "compile": "torch", "jax": "jax"}
-ENGINES: dict[str, type] = {"ours": Ours, "torch": Torch, "compile": Compiled, "jax": Jax}
+BY_HAND = "numpy"  # no peer: what NumPy can do, for us to be held against
+ENGINES: dict[str, type] = {
+    "ours": Ours, "torch": Torch, "compile": Compiled, "jax": Jax, BY_HAND: ByHand,
+}  # fmt: skip
 
 
 def matmul_peak(engine: str, size: int = 2048, repeats: int = 12) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .engines import OURS
+from .engines import BY_HAND, OURS
 from .tables import spoken
 from .trainer import engine_process
 from .workloads import NEEDS, WORKLOADS, Turns, token_ids
@@ -30,7 +30,7 @@ def race(workload: str, engines: list[str], turns: Turns, generate: int) -> dict
     rng = np.random.default_rng(0)
     shape = WORKLOADS[workload]
     if not shape.fused_heads:
-        engines = [engine for engine in engines if engine != "jax"]
+        engines = [engine for engine in engines if engine not in ("jax", BY_HAND)]
     checked = token_ids(shape, CHECKED_STEPS, rng)
     times: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
     with contextlib.ExitStack() as stack:
@@ -96,7 +96,7 @@ def idle_share(turns: list[dict[str, Any]]) -> float:
 
 
 def too_little_memory(workload: str, engines: list[str]) -> str:
-    """Why this workload cannot be run with all these engines at once; "" if it can."""
+    """That this workload cannot be run with all these engines at once; "" if it can."""
     needs = NEEDS.get(workload, {})
     needed = sum(needs.get("ours" if engine in OURS else engine, 0.0) for engine in engines)
     with contextlib.suppress(OSError):  # only Linux says
@@ -104,7 +104,7 @@ def too_little_memory(workload: str, engines: list[str]) -> str:
         available = int(free) * 1024 / 1e9
         if available < needed:
             return (
-                f"{workload} is left out: {len(engines)} engines together need about "
-                f"{needed:.0f} GB of memory and {available:.0f} GB are free (--engines takes fewer)"
+                f"{workload}: {len(engines)} engines together need about {needed:.0f} GB of memory "
+                f"and {available:.0f} GB are free"
             )
     return ""

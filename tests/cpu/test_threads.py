@@ -150,6 +150,33 @@ def test_what_is_added_to_a_queued_gradient_waits_for_it(monkeypatch):
     assert len(done) == 1
 
 
+@pytest.mark.parametrize("of_a_leaf", [False, True])
+def test_a_sum_of_queued_gradients_is_whole_when_the_walk_reads_it(of_a_leaf, monkeypatch):
+    """Of a computed weight that is used twice, or of a leaf that has a gradient already."""
+    monkeypatch.setattr(linear, "WORTH_A_THREAD", 1)
+    multiply = linear.ProductGradient._multiply
+
+    def slowly(self, out):
+        time.sleep(0.05)
+        return multiply(self, out)
+
+    monkeypatch.setattr(linear.ProductGradient, "_multiply", slowly)
+    x, other = tt.randn(50, 40), tt.randn(50, 40)
+
+    def gradient():
+        leaf = tt.ones(30, 40, requires_grad=True)
+        if of_a_leaf:
+            (leaf * 3).sum().backward()
+        weight = leaf if of_a_leaf else leaf * 2
+        (F.linear(x, weight) + F.linear(other, weight)).sum().backward()
+        return leaf.grad.numpy()
+
+    found = gradient()
+    with tt.reference_ops():
+        expected = gradient()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_gradients_do_not_depend_on_the_number_of_threads(monkeypatch):
     monkeypatch.setattr(linear, "WORTH_A_THREAD", 1)
     found = []
@@ -230,17 +257,59 @@ def test_small_products_are_for_blas_while_our_threads_rest(blas_on_two_threads,
         assert not workers.resting  # ours were needed
         watched(x).sum().backward()
         assert used == [1, 2, 1]
-        workers.note_product(2 * threads.LATE)  # somebody else needs the cores
-        assert not workers.resting
-        for _ in range(threads.PAUSE + 1):
-            workers.note_product(0)
-        assert workers.resting
     finally:
         from tinytensor.tensor import OPERATIONS
 
         del OPERATIONS["watched"]
 
 
+def test_where_others_need_the_cores_blas_pauses_the_longer_the_more_often(
+    blas_on_two_threads, monkeypatch
+):
+    monkeypatch.setattr(threads, "_blas_threads", 2)
+    workers = threads._Workers()
+
+    def products_until_resting() -> int:
+        count = 0
+        while not workers.resting:
+            workers.note_product(0.0)
+            count += 1
+        return count
+
+    def pause_after(products: int) -> int:
+        for _ in range(products):
+            workers.note_product(0.0)
+        workers.note_product(2 * threads.LATE)
+        return products_until_resting() - 1
+
+    assert products_until_resting() == threads.CALM + 1
+    assert pause_after(threads.STEADY) == threads.PAUSE
+    assert pause_after(10) == 2 * threads.PAUSE
+    assert pause_after(10) == 4 * threads.PAUSE
+    assert pause_after(threads.STEADY) == threads.PAUSE  # it had gone well for long
+    for _ in range(20):
+        longest = pause_after(10)
+    assert longest == threads.LONGEST
+
+
+@pytest.mark.parametrize("shape", [(1000, 131), (4000, 131), (33, 64, 1)])
+def test_norms_give_the_same_bits_by_however_many_threads_of_blas(
+    blas_on_two_threads, monkeypatch, shape
+):
+    x, residual, dy = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
+
+    def sums_and_gradients(resting: bool) -> list[np.ndarray]:
+        monkeypatch.setattr(threads._Workers, "resting", resting)
+        rows = x.reshape(-1, shape[-1])  # two of them are weight and bias
+        inputs = [tt.tensor(a, requires_grad=True) for a in (x, residual, rows[0], rows[1])]
+        total, y = tt.nn.functional.add_layer_norm(*inputs)
+        (y * tt.tensor(dy)).sum().backward()
+        return [total.numpy(force=True), y.numpy(force=True), *(i.grad.numpy() for i in inputs)]
+
+    for one, all_of_them in zip(sums_and_gradients(False), sums_and_gradients(True), strict=True):
+        np.testing.assert_array_equal(one, all_of_them)
+
+
 def test_set_num_threads_refuses_none():
-    with pytest.raises(ValueError, match="at least 1 thread"):
+    with pytest.raises(ValueError, match="at least 1"):
         tt.set_num_threads(0)

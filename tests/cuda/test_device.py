@@ -341,3 +341,26 @@ def test_a_cupy_that_cannot_be_imported(monkeypatch):
     monkeypatch.setattr(backend.importlib, "import_module", refuse)
     with pytest.raises(RuntimeError, match=r"cannot be imported .libcudart.*doctor"):
         backend.cupy.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("cupy", "sentence"),
+    [
+        (lambda: stand_in(12040, 13000), r"the NVIDIA driver is too old: it is for CUDA 12\.4"),
+        (backend.cupy.__wrapped__, "2 CuPy wheels .*: pip uninstall cupy-cuda12x cupy-cuda13x"),
+    ],
+)
+def test_auto_says_what_hides_a_gpu(monkeypatch, cupy, sentence):
+    monkeypatch.setattr(backend, "cupy_wheels", lambda: ["cupy-cuda12x", "cupy-cuda13x"])
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(backend, "cupy", cupy)
+    with pytest.warns(RuntimeWarning, match=f"device 'auto' is the CPU: {sentence}"):
+        assert tt.device("auto").type == "cpu"
+
+
+def test_auto_is_silent_where_no_gpu_is_to_be_expected(monkeypatch):
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    assert tt.device("auto").type == "cpu"  # no CuPy
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(backend, "cupy", lambda: stand_in(0, 13000))
+    assert tt.device("auto").type == "cpu"  # CuPy, and no driver

@@ -58,6 +58,20 @@ def test_a_captured_step_only_copies(join):
     assert "concatenate" not in text and text.count('label="setitem"') == MANY
 
 
+def test_the_gradient_of_many_pieces_only_copies():
+    x = tt.arange(2.0 * MANY).to(SIM).requires_grad_()
+
+    def dx(scale):
+        y = tt.stack([piece.sum() * scale * i for i, piece in enumerate(x.split(2))])
+        return tt.autograd.grad(y.sum(), x)[0]
+
+    captured = graph(dx, warmup=1)
+    for scale in (1.0, 2.0):
+        found = captured(tt.tensor(scale).to(SIM))
+        np.testing.assert_array_equal(found.cpu().numpy(), scale * (np.arange(2 * MANY) // 2))
+    assert "concatenate" not in captured.debug_dot_str()
+
+
 def test_bad_use_is_explained_as_everywhere():
     xs = [x.detach() for x in given(SIM, [(2, 3)] * MANY)]
     with pytest.raises(ValueError, match="may differ in axis 0 only"):

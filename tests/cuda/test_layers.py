@@ -166,6 +166,26 @@ def test_what_no_kernel_takes_is_declined(operation, inputs, options):
     assert found is NotImplemented
 
 
+@pytest.mark.parametrize(
+    ("target", "weight", "options", "sentence"),
+    [
+        (TARGET[:2], None, {}, r"need one target per row, \(6,\)"),
+        (TARGET, W[:3], {}, r"need a weight \(\d+,\), but it is \(3,\)"),
+        (TARGET, None, {"reduction": "avg"}, "reduction is 'avg'"),
+        (TARGET, None, {"label_smoothing": 1.5}, "label_smoothing is between 0 and 1"),
+    ],
+)
+def test_kernels_refuse_what_the_references_refuse(target, weight, options, sentence):
+    x, table, target = map(on_sim, (X, TABLE, target))
+    weight = None if weight is None else on_sim(weight)
+    for operation, inputs in (
+        (ops.cross_entropy, (x, target, weight)),
+        (ops.linear_cross_entropy, (x, table, None, target, weight)),
+    ):
+        with pytest.raises(ValueError, match=f"^{operation.__name__}: .*{sentence}"):
+            operation.implementations[SimArray](*inputs, **options)
+
+
 def test_the_gradient_of_a_table_adds_itself():
     dy = normal(0, 2, 3, 20)
     gradient = layers.EmbeddingGradient(on_sim(dy), on_sim(IDS), TABLE.shape, None)

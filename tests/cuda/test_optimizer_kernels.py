@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import tinytensor as tt
 from tests.cuda import bounds
 from tests.cuda.bounds import close
 from tests.cuda.kernel_cases import BOTH, examples, normal, seeds, sizes, wide
+from tinytensor.cpu import blas
 from tinytensor.cuda import optimizer
 from tinytensor.optim.adamw import adamw_update
 from tinytensor.random import Draw, words32
@@ -37,7 +39,8 @@ def test_adamw_float32_is_the_cpus_bit_for_bit(count, offset, decay, seed):
     for step in range(1, 4):
         gradient = normal(seed + step, count) * np.float32(10.0) ** np.float32(step - 2)
         options = {**OPTIONS, "step": step, "weight_decay": decay}
-        adamw_update(cpu[0], gradient, cpu[1], cpu[2], np.empty_like(gradient), **options)
+        with mock.patch.object(blas, "_axpby", {}):  # which may round a product and its sum as one
+            adamw_update(cpu[0], gradient, cpu[1], cpu[2], np.empty_like(gradient), **options)
         factors = optimizer.adamw_factors(**options)
         optimizer.adamw(ours[0], gradient, ours[1], ours[2], factors, seed=seed)
     for one, other in zip(ours, cpu, strict=True):

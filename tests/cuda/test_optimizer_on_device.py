@@ -7,6 +7,7 @@ import pytest
 
 import tinytensor as tt
 from tests.cuda.kernel_cases import launched
+from tinytensor.cpu import blas
 from tinytensor.cuda.device import host_copies
 from tinytensor.optim.rounding import follow, round_at_random
 from tinytensor.random import Draw, words32
@@ -66,6 +67,7 @@ KINDS = [
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=str)
 def test_one_kernel_gives_the_cpu_s_bits(kind, options, dtype, monkeypatch):
     """Every optimizer, from given gradients that are not clipped."""
+    monkeypatch.setattr(blas, "_axpby", {})  # which may round a product and its sum as one
     names = launched(monkeypatch)
     results = []
     for where in ("cpu", SIM):

@@ -135,6 +135,34 @@ def test_ranks_share_the_batches_and_with_zero_the_moments():
     assert four["sums of batches"] == 3 * four["parameters"]  # of 8
 
 
+def test_processes_have_parameters_and_gradients_of_their_own():
+    config = TrainConfig(**{**SMALL, "dropout": 0.1, "n_embd": 256})
+    alone = Plan(config, model_config(config, 65), None)
+    three = dataclasses.replace(alone, processes=3)
+    one = alone.numbers_of_model(8)["parameters"]
+    assert three.numbers_of_model(8)["other processes"] == 7 * one + 2 * plan.PROCESS
+    # Rows are shared out; what each has to work on is not.
+    found, expected = three.activations(8), alone.activations(8)
+    assert (found["4 blocks"], found["head"]) == (expected["4 blocks"], expected["head"])
+    assert found["in passing"] == expected["in passing"] + 2 * 4 * plan.SCRATCH
+
+    short = dataclasses.replace(three, available=three.bytes() - 1)
+    with pytest.raises(UserError, match=r"^this run needs about .*; --processes 1 takes \d+ MB"):
+        short.check()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="only Linux says what a process shares"
+)
+def test_the_predicted_memory_of_processes_is_what_they_have():
+    config = TrainConfig(**{**SMALL, "n_layer": 6, "n_embd": 256, "processes": 3})
+    taken = footprint.measure(config, 65)
+    # Beyond the arrays: what Python, BLAS and the C library keep for themselves.
+    ratio = plan_for(config, 65, processes=3).bytes() / taken
+    assert 1 - MARGIN - 0.1 < ratio < 1 + MARGIN
+    assert taken > 2 * footprint.measure(dataclasses.replace(config, processes=1), 65)
+
+
 def test_the_plan_of_gpt2_is_printed():
     lines = "\n".join(planned(8 << 30).lines())
     for words in (

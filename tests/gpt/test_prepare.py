@@ -440,6 +440,16 @@ def test_bad_options_are_a_sentence(folder, options, words):
     assert words in str(caught.value)
 
 
+def test_half_an_array_written_is_a_sentence(folder, monkeypatch):
+    def finish(self, validation):
+        raise OSError("3 requested and 0 written")  # as ndarray.tofile says it
+
+    monkeypatch.setattr(prepare.ShardWriter, "finish", finish)
+    Path("text.txt").write_text(SENTENCE)
+    with pytest.raises(UserError, match=r"the disk may be full \(3 requested and 0 written\)"):
+        prepare.prepare(PrepareConfig(("text.txt",), tokenizer="tokenizer.json"))
+
+
 def test_a_tokenizer_is_trained_from_texts(folder, capsys):
     Path("a.txt").write_text(SENTENCE * 50)
     lines(Path("b.jsonl"), [{"body": SENTENCE * 50}])

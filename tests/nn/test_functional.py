@@ -313,6 +313,20 @@ X = tt.zeros(2, 5)
             "between 0 and 1, but it is 2",
         ),
         (lambda: F.layer_norm(X, (2,)), ValueError, r"last axes .* \(2, 5\) are not \(2,\)"),
+        (lambda: F.layer_norm(X, 5), TypeError, r"layer_norm: .* a tuple .*, but it is 5$"),
+        (lambda: F.layer_norm(X[0, 0], ()), ValueError, r"last axes .* \(\) are not \(\)"),
+        (lambda: F.rms_norm(X, 5), TypeError, r"rms_norm: .* a tuple .*, but it is 5$"),
+        (lambda: F.rms_norm(X[0, 0], ()), ValueError, r"last axes .* \(\) are not \(\)"),
+        (lambda: F.rms_norm(X, (5,), tt.ones(1)), ValueError, r"weight is \(1,\) but not \(5,\)"),
+        *(
+            (lambda p=p, t=t: F.binary_cross_entropy(tt.tensor(p), tt.tensor(t)), ValueError, words)
+            for p, t, words in [
+                ([0.5, 1.5], [0.0, 1.0], r"with_logits.*input .* 0 and 1, but 1\.5 is"),
+                ([0.5, -0.1], [0.0, 1.0], r"input must be probabilities.* -0\.1 is among"),
+                ([0.5, math.nan], [0.0, 1.0], "input must be probabilities.* nan is among"),
+                ([0.5, 0.5], [0.0, 2.0], r"target must be probabilities.* 2 is among"),
+            ]
+        ),
         (
             lambda: F.embedding(tt.tensor([0]), X, padding_idx=-3),
             ValueError,

@@ -20,7 +20,7 @@ from tinytensor import ops
 
 from .derivatives import check_derivatives, real
 
-INF, NAN = math.inf, math.nan
+INF, NAN, PI = math.inf, math.nan, math.pi
 
 
 def leaf(values, dtype=tt.float64):
@@ -98,6 +98,12 @@ POINTS = {
     ops.silu: [(1e4, 1e4, 1), (-1e4, 0, 0), (0.0, 0, 0.5)],
     ops.gelu: [(1e4, 1e4, 1), (-1e4, 0, 0), (0.0, 0, 0.5)],
     ops.erf: [(1e4, 1, 0), (-1e4, -1, 0), (INF, 1, 0), (-INF, -1, 0), (NAN, NAN, NAN)],
+    ops.arcsin: [(1.0, PI / 2, INF), (-1.0, -PI / 2, INF), (2.0, NAN, NAN), (INF, NAN, NAN)],
+    ops.arccos: [(1.0, 0, -INF), (-1.0, PI, -INF), (-2.0, NAN, NAN)],
+    ops.arctan: [(1e30, PI / 2, 0), (-INF, -PI / 2, 0), (0.0, 0, 1)],
+    ops.arcsinh: [(0.0, 0, 1), (-0.0, 0, 1), (INF, INF, 0)],
+    ops.arccosh: [(1.0, 0, INF), (0.5, NAN, NAN), (-2.0, NAN, NAN), (INF, INF, 0)],
+    ops.arctanh: [(1.0, INF, INF), (-1.0, -INF, INF), (2.0, NAN, -1 / 3), (0.0, 0, 1)],
     ops.relu: [(0.0, 0, 0), (-0.0, 0, 0), (-INF, 0, 0), (INF, INF, 1)],
     ops.absolute: [(0.0, 0, 0), (-2.0, 2, -1), (-INF, INF, -1)],
     ops.sign: [(0.0, 0, 0), (-2.0, -1, 0), (INF, 1, 0)],
@@ -129,6 +135,21 @@ def test_poles_and_limits_are_silent(function, x, y, slope, dtype):
         both = tt.func.value_and_grad(function)
         inside = tt.func.grad(lambda x: both(x)[0])(tt.tensor(x, dtype=dtype))
         np.testing.assert_allclose(inside.item(), expected[1, 0], rtol=0, atol=1e-20)
+
+
+@pytest.mark.parametrize("dtype", [tt.float64, tt.float32], ids=str)
+def test_directions_and_lengths_at_the_edges(dtype):
+    """The four axes, the origin, and sides whose squares are beyond the dtype."""
+    big = float(tt.finfo(dtype).max) / 4
+    a, b = [0.0, 1.0, 0.0, -1.0, 0.0, big], [1.0, 0.0, -1.0, 0.0, 0.0, big]
+    y, da, db = gradient_of(ops.arctan2, a, b, dtype=dtype)
+    np.testing.assert_allclose(y, [0, PI / 2, PI, -PI / 2, 0, PI / 4], rtol=1e-6)
+    np.testing.assert_allclose(da, [1, 0, -1, 0, 0, 0], atol=1e-30)
+    np.testing.assert_allclose(db, [0, -1, 0, 1, 0, 0], atol=1e-30)
+    y, da, db = gradient_of(ops.hypot, a, b, dtype=dtype)
+    np.testing.assert_allclose(y, [1, 1, 1, 1, 0, math.sqrt(2) * big], rtol=1e-6)
+    np.testing.assert_allclose(da, [0, 1, 0, -1, NAN, math.sqrt(0.5)], rtol=1e-6)
+    np.testing.assert_allclose(db, [1, 0, -1, 0, NAN, math.sqrt(0.5)], rtol=1e-6)
 
 
 def test_division_by_zero():

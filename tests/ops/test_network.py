@@ -402,6 +402,30 @@ X, W = tt.zeros(2, 5), tt.zeros(4, 5)
             "target 4 is out of range: there are 4 classes",
         ),
         (
+            lambda: ops.cross_entropy(X, [0, 1], None),
+            TypeError,
+            "cross_entropy: expected tensors, got a list",
+        ),
+        (
+            lambda: ops.cross_entropy(tt.tensor(1.0), tt.tensor(0), None),
+            ValueError,
+            r"logits \(\) need one target per row",
+        ),
+        *(
+            (
+                lambda call=call: ops.linear_cross_entropy(X, W, None, *call[0], **call[1]),
+                error,
+                f"linear_cross_entropy: {sentence}",
+            )
+            for call, error, sentence in (
+                (((tt.tensor([0]), None), {}), ValueError, r"logits \(2, 4\) need one target"),
+                (((tt.tensor([0.0, 1.0]), None), {}), TypeError, "targets .* they are float32"),
+                (((IDS[:2], tt.ones(5)), {}), ValueError, r"4 classes need .* it is \(5,\)"),
+                (((IDS[:2], None), {"reduction": "avg"}), ValueError, "reduction is 'avg'"),
+                (((IDS[:2], None), {"label_smoothing": -1}), ValueError, "label_smoothing .* -1"),
+            )
+        ),
+        (
             lambda: ops.linear_cross_entropy(X, W[:, :2], None, tt.tensor([0, 1]), None),
             ValueError,
             r"they are \(2, 5\) and \(4, 2\)",

@@ -579,6 +579,21 @@ def test_gains():
         assert tt.nn.init.calculate_gain(name) == pytest.approx(torch.nn.init.calculate_gain(name))
 
 
+@pytest.mark.parametrize("tau", [0.5, 2.0])
+def test_gumbel_softmax_has_the_same_distribution(tau):
+    """By the test of Kolmogorov and Smirnov, at one in a million, for each class."""
+    n, logits = 20_000, np.log([[0.5, 0.3, 0.2]])
+    drawn = []
+    for L in (tt, torch):
+        L.manual_seed(0)
+        wide = L.tensor(logits).expand(n, 3)
+        drawn.append(numbers(L.nn.functional.gumbel_softmax(wide, tau)))
+    for mine, theirs in zip(*(np.sort(x, axis=0).T for x in drawn), strict=True):
+        everything = np.sort(np.concatenate([mine, theirs]))
+        below = [np.searchsorted(x, everything, side="right") / n for x in (mine, theirs)]
+        assert np.abs(below[0] - below[1]).max() <= math.sqrt(math.log(2e6) / 2) * math.sqrt(2 / n)
+
+
 def test_dropout_has_the_same_statistics():
     tt.manual_seed(0)
     x = tt.ones(200, 200, requires_grad=True)

@@ -17,10 +17,12 @@ from tests.table import (
     INDICES,
     UNARY,
     Given,
+    above_one,
     between_integers,
     booleans,
     distinct,
     exactly,
+    inside_one,
     integers,
     positive,
     real,
@@ -61,6 +63,15 @@ for name in [
     row(name, smooth(3, 4))
 for name in ["log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal"]:
     row(name, positive(3, 4))
+for name in ["asin", "arcsin", "acos", "arccos", "atanh", "arctanh"]:
+    row(name, inside_one(3, 4))
+for name in ["atan", "arctan", "asinh", "arcsinh"]:
+    row(name, X)
+for name in ["acosh", "arccosh"]:
+    row(name, above_one(3, 4))
+for name in ["atan2", "arctan2", "hypot"]:
+    row(name, X, smooth(4))
+row("atan2", exactly([0.0, 1.0, -1.0]), exactly([0.0, 0.0, -0.0]))
 for name in ["floor", "ceil", "round", "sign"]:
     row(name, between_integers(3, 4))
 row("round", X, decimals=1)
@@ -158,6 +169,8 @@ row("cdist", real(2, 3, 2), real(2, 4, 2), p=1.0)
 row("ravel", M)
 row("take", X, integers(12, 2, 2))
 row("diag_embed", X)
+row("index_fill", X, 1, exactly([2, 0, -1]), 1.5)
+row("index_fill", integers(5, 3, 4), -2, exactly([2]), 7)
 row("isin", integers(5, 3, 4), integers(5, 3))
 row("searchsorted", exactly([0.0, 1.0, 1.0, 2.0]), exactly([[1.0, -1.0], [1.5, 3.0]]))
 row("searchsorted", exactly([0, 1, 1, 2]), exactly([1, 5]), right=True)

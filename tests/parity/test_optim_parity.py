@@ -66,6 +66,26 @@ OPTIMIZERS = {
     "SGD groups": ("SGD", {"lr": 0.1}, [{"momentum": 0.9}, {"weight_decay": 0.1}]),
     "SGD dampening": ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}, [{}]),
     "SGD nesterov": ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}, [{}]),
+    "RMSprop": ("RMSprop", {}, [{}]),
+    "RMSprop momentum": ("RMSprop", {"momentum": 0.9, "alpha": 0.9, "weight_decay": 0.1}, [{}]),
+    "RMSprop groups": (
+        "RMSprop",
+        {"eps": 1e-3},
+        [{"centered": True}, {"momentum": 0.5, "lr": 0.1}],
+    ),
+    "Adagrad": ("Adagrad", {}, [{}]),
+    "Adagrad decay": ("Adagrad", {"lr": 0.1, "lr_decay": 0.3, "weight_decay": 0.1}, [{}]),
+    "Adagrad groups": (
+        "Adagrad",
+        {"initial_accumulator_value": 0.5},
+        [{"eps": 1e-3}, {"lr": 0.3}],
+    ),
+    "Adadelta": ("Adadelta", {}, [{}]),
+    "Adadelta groups": (
+        "Adadelta",
+        {"rho": 0.8},
+        [{"weight_decay": 0.1}, {"lr": 0.3, "eps": 1e-3}],
+    ),
     "SGD decay": ("SGD", {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.2}, [{}]),
 }
 
@@ -89,7 +109,9 @@ def test_ten_steps(name, options, groups, dtype):
         twins.agree(1e-11 if dtype == np.float64 else 3e-5)
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD groups", "SGD momentum"])
+@pytest.mark.parametrize(
+    "name", ["AdamW", "SGD groups", "SGD momentum", "RMSprop groups", "Adagrad decay"]
+)
 def test_parameters_without_gradients_are_passed_over(name):
     """They are not decayed either, and their own step count stands still."""
     twins = Twins()
@@ -103,7 +125,17 @@ def test_parameters_without_gradients_are_passed_over(name):
         twins.agree()
 
 
-@pytest.mark.parametrize("name", ["AdamW groups", "SGD momentum", "Adam decay"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AdamW groups",
+        "SGD momentum",
+        "Adam decay",
+        "RMSprop groups",
+        "Adagrad decay",
+        "Adadelta groups",
+    ],
+)
 def test_a_run_that_was_interrupted(name):
     """Saved after five steps, loaded into a new optimizer, it goes on as PyTorch's does."""
     twins = Twins()
@@ -120,6 +152,36 @@ def test_a_run_that_was_interrupted(name):
         for optimizer in optimizers:
             optimizer.step()
         twins.agree()
+
+
+@pytest.mark.parametrize("name", ["RMSprop groups", "Adagrad decay", "Adadelta groups"])
+def test_states_move_both_ways(name):
+    """After five steps each library goes on with the state that the other one saved."""
+    twins = Twins()
+    optimizers = pair(twins, *OPTIMIZERS[name])
+    for step in range(10):
+        if step == 5:
+            saved = [optimizer.state_dict() for optimizer in optimizers]
+            optimizers = pair(twins, *OPTIMIZERS[name])
+            optimizers[0].load_state_dict(saved[1])
+            optimizers[1].load_state_dict({**saved[1], "state": in_torch(saved[0]["state"])})
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        twins.give_gradients()
+        for optimizer in optimizers:
+            optimizer.step()
+        twins.agree()
+
+
+def in_torch(states):
+    """Saved states of parameters, as PyTorch keeps them: the step is a tensor, too."""
+    return {
+        number: {
+            key: to_torch(np.array(value, np.float32) if key == "step" else numbers(value).copy())
+            for key, value in state.items()
+        }
+        for number, state in states.items()
+    }
 
 
 def test_options_may_change_between_steps():
@@ -208,6 +270,16 @@ SCHEDULES = {
     "MultiStepLR": lambda S, o: S.MultiStepLR(o, [2, 5, 5, 9]),
     "ExponentialLR": lambda S, o: S.ExponentialLR(o, 0.9),
     "CosineAnnealingLR": lambda S, o: S.CosineAnnealingLR(o, T_max=12, eta_min=1e-3),
+    "CosineAnnealingWarmRestarts": lambda S, o: S.CosineAnnealingWarmRestarts(o, 3, eta_min=1e-3),
+    "CosineAnnealingWarmRestarts, longer": lambda S, o: S.CosineAnnealingWarmRestarts(o, 2, 2),
+    "OneCycleLR": lambda S, o: S.OneCycleLR(o, max_lr=0.1, total_steps=12),
+    "OneCycleLR of groups": lambda S, o: S.OneCycleLR(
+        o, [0.1, 0.3], epochs=4, steps_per_epoch=3, anneal_strategy="linear", div_factor=4.0
+    ),
+    "OneCycleLR in three phases": lambda S, o: S.OneCycleLR(
+        o, 0.1, 14, three_phase=True, base_momentum=0.5, final_div_factor=10.0, pct_start=0.4
+    ),
+    "OneCycleLR without momentum": lambda S, o: S.OneCycleLR(o, 0.1, 12, cycle_momentum=False),
     "SequentialLR": lambda S, o: S.SequentialLR(
         o,
         [S.LinearLR(o, start_factor=0.01, total_iters=4), S.CosineAnnealingLR(o, T_max=8)],
@@ -216,10 +288,11 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules(name):
+def test_schedules(name, kind):
     twins = Twins()
-    optimizers = pair(twins, "AdamW", {"lr": 0.1}, [{}, {"lr": 0.03}])
+    optimizers = pair(twins, kind, {"lr": 0.1}, [{}, {"lr": 0.03}])
     schedules = [
         SCHEDULES[name](L.optim.lr_scheduler, optimizer)
         for L, optimizer in zip((tt, torch), optimizers, strict=True)
@@ -227,6 +300,9 @@ def test_schedules(name):
     for _ in range(12):
         rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         assert rates[0] == pytest.approx(rates[1], rel=1e-9)
+        for mine, theirs in zip(*(o.param_groups for o in optimizers), strict=True):
+            for key in {"betas", "momentum"} & mine.keys():
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-12)
         assert schedules[0].get_last_lr() == pytest.approx(schedules[1].get_last_lr(), rel=1e-9)
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -235,3 +311,31 @@ def test_schedules(name):
             optimizer.step()
             schedule.step()
     twins.agree(1e-9)
+
+
+@settings(max_examples=100)
+@given(
+    st.sampled_from(["min", "max"]),
+    st.sampled_from(["rel", "abs"]),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 0.1, 0.5]),
+    st.lists(st.integers(-8, 8), min_size=1, max_size=40),
+)
+def test_reducing_on_a_plateau(mode, threshold_mode, patience, cooldown, threshold, metrics):
+    optimizers = pair(Twins(), "SGD", {"lr": 0.1}, [{}, {"lr": 0.03}])
+    options = {
+        "mode": mode, "factor": 0.5, "patience": patience, "threshold": threshold,
+        "threshold_mode": threshold_mode, "cooldown": cooldown, "min_lr": [1e-3, 1e-2],
+        "eps": 1e-3,
+    }  # fmt: skip
+    mine, theirs = (
+        L.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+        for L, optimizer in zip((tt, torch), optimizers, strict=True)
+    )
+    for metric in metrics:
+        mine.step(tt.tensor(metric / 4))
+        theirs.step(torch.tensor(metric / 4))
+        assert mine.get_last_lr() == [group["lr"] for group in optimizers[1].param_groups]
+        for key in ("best", "num_bad_epochs", "cooldown_counter", "last_epoch"):
+            assert getattr(mine, key) == getattr(theirs, key)

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Shape, state
-from ..backend import Array, DType
+from ..backend import Array, DType, silent
 from ..ops.attention import scaled_dot_product_attention
 from ..ops.network import NO_DRAW
 from ..random import Draw
@@ -39,10 +39,11 @@ from .linear import FLOATS, ones
 from .losses import SAFE_SUMS
 from .one_row import one_query_attention
 from .pool import empty
-from .threads import get_num_threads, single_threaded_blas, split
+from .threads import get_num_threads, single_threaded_blas, small_products, split
 
 QUERIES = 64  # rows in a block, twice as many where there are more than MANY_KEYS
 MANY_KEYS = 512
+BOOL: DType = np.dtype(bool)
 CACHE_LINE = 16  # float32 numbers in it
 WORTH_A_PIECE = 1 << 21  # multiplications in each product of what another thread takes
 SHORT = 64  # queries and keys up to which all weights of a head are one block
@@ -67,9 +68,9 @@ def _usable_mask(mask: Array, q: Array, k: Array) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _triangle(rows: int, columns: int) -> Array:
-    """True where a query of the block may look at a key of the same block."""
-    return np.tri(rows, columns, dtype=bool)
+def _triangle(rows: int, columns: int, dtype: DType = BOOL) -> Array:
+    """True, or 1, where a query of the block may look at a key of the same block."""
+    return np.tri(rows, columns, dtype=dtype)
 
 
 def _groups(B: int, H: int, numbers: int, pieces: int) -> list[Group]:
@@ -114,6 +115,7 @@ class _Scratch:
 
 
 @scaled_dot_product_attention.register(np.ndarray)
+@silent
 def fast_attention(
     q: Array,
     k: Array,
@@ -191,23 +193,20 @@ def fast_attention(
         write_scores()
         total = sums[group][:, :, i:j]
         if key not in shifts:
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.exp(e, out=e)
-                hide(block, e, _zero)
+            np.exp(e, out=e)
+            hide(block, e, _zero)
             if not first:
                 return
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.matmul(e, ones(s, dtype)[:, None], out=total)
-                if total.min() > low and total.max() < high:  # neither if a sum is nan
-                    return
+            np.matmul(e, ones(s, dtype)[:, None], out=total)
+            if total.min() > low and total.max() < high:  # neither if a sum is nan
+                return
             write_scores()
             hide(block, e, _forbid)
             highest = e.max(axis=3, keepdims=True)
             shifts[key] = np.where(highest == -math.inf, dtype.type(0), highest)
         else:
             hide(block, e, _forbid)
-        with np.errstate(invalid="ignore"):
-            np.subtract(e, shifts[key], out=e)
+        np.subtract(e, shifts[key], out=e)
         np.exp(e, out=e)
         if first:
             np.matmul(e, ones(s, dtype)[:, None], out=total)
@@ -329,10 +328,9 @@ def _short_attention(
     S, E = v.shape[2:]
     dtype = q.dtype
     low, high = SAFE_SUMS[dtype.itemsize]
-    highest = math.log(high / S)
     y = empty((B, L, H, E), dtype).transpose(0, 2, 1, 3)
     p = empty((B, H, L, S), dtype)
-    visible = _triangle(L, S) if is_causal else None
+    visible = _triangle(L, S, dtype) if is_causal else None
 
     def row_sums(x: Array) -> Array:
         return (x.reshape(-1, S) @ ones(S, dtype)).reshape(*x.shape[:3], 1)
@@ -342,25 +340,21 @@ def _short_attention(
             e = p[group]
             keys = _transposed(k[group], factor)
             np.matmul(q[group], keys, out=e)
-            safe = e.max() < highest
-            if safe:
-                np.exp(e, out=e)
-                if visible is not None:
-                    np.multiply(e, visible, out=e)
-                total = row_sums(e)
-                safe = total.min() > low
-            if not safe:  # also where there is a nan
+            np.exp(e, out=e)
+            if visible is not None:
+                np.multiply(e, visible, out=e)
+            total = row_sums(e)
+            if not (total.min() > low and total.max() < high):  # also where there is a nan
                 np.matmul(q[group], keys, out=e)
                 if visible is not None:
-                    np.copyto(e, -math.inf, where=~visible)
-                with np.errstate(invalid="ignore"):
-                    np.subtract(e, e.max(axis=3, keepdims=True), out=e)
+                    np.copyto(e, -math.inf, where=visible == 0)
+                np.subtract(e, e.max(axis=3, keepdims=True), out=e)
                 np.exp(e, out=e)
                 total = row_sums(e)
             np.divide(e, total, out=e)
             np.matmul(e, v[group], out=y[group])
 
-    with single_threaded_blas:
+    with small_products():
         split(len(groups), least, forward)
 
     def vjp(dy: Array) -> tuple[Array, Array, Array, None]:

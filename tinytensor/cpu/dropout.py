@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array
+from ..backend import Array, silent
 from ..ops.network import NO_DRAW, dropout
 from ..random import Draw
 from .linear import FLOATS
@@ -57,6 +57,7 @@ def threshold(p: float) -> Any:
 
 
 @dropout.register(np.ndarray)
+@silent
 def fast_dropout(x: Array, p: float = 0.5, draw: Draw = NO_DRAW) -> Any:
     """x · keep / (1 - p); the gradient is the same function of dy."""
     if x.dtype not in FLOATS or p >= 1 or x.size == 0:

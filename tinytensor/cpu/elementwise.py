@@ -9,23 +9,26 @@ from typing import Any
 import numpy as np
 
 from ..autograd import state
-from ..backend import Array, DType
+from ..backend import Array, DType, silent
 from ..ops._special import error_function
 from ..ops.elementwise import add, divide, gelu, multiply, relu, where
 from .linear import FLOATS
 from .one_row import FEW, gelu_row
-from .pieces import PIECE, in_pieces
+from .pieces import in_pieces
 from .pool import SMALLEST, empty
 from .recipes import leave_recipe
 from .threads import split
 
+ZEROS = 1 << 16  # numbers that ReLU compares at a time
 ERF_PIECE = 1 << 14  # the error function makes arrays of its own: these are too small for pages
 # Numbers for which GELU keeps its input alone: memory then counts for more than computing it again.
 LARGE = 1 << 21
+WORTH_A_THREAD = 1 << 17  # numbers: each goes through a dozen passes
 ROOT = math.sqrt(2 / math.pi)
 
 
 @gelu.register(np.ndarray)
+@silent
 def fast_gelu(x: Array, approximate: str = "none") -> Any:
     """y = x h with h = (1 + tanh u) / 2, u = √(2/π) (x + 0.044715 x³), and dx = dy · slope.
 
@@ -55,7 +58,7 @@ def fast_gelu(x: Array, approximate: str = "none") -> Any:
         np.multiply(source[part], h, out=y[part])
         _slope_of(h, square, y[part], slope[part])
 
-    in_pieces(len(source), 1, work)
+    in_pieces(len(source), 1, work, WORTH_A_THREAD)
 
     def dx(dy: Array) -> Array:
         out = empty(shape, dy.dtype)
@@ -75,7 +78,7 @@ def _gelu_tanh(x: Array) -> Array:
         _half_of(x[part], h, y[part])
         np.multiply(x[part], h, out=y[part])
 
-    in_pieces(len(x), 1, work)
+    in_pieces(len(x), 1, work, WORTH_A_THREAD)
     return y
 
 
@@ -92,7 +95,7 @@ def _gelu_tanh_gradient(x: Array, dy: Array) -> Array:
         _slope_of(h, square, out, out)
         np.multiply(out, dy[part], out=out)
 
-    in_pieces(len(x), 1, work)
+    in_pieces(len(x), 1, work, WORTH_A_THREAD)
     return dx
 
 
@@ -158,10 +161,10 @@ def _gelu_erf(x: Array) -> Any:
 
 @functools.cache
 def _constant(value: float, dtype: DType) -> Array:
-    """PIECE copies of a number: NumPy takes the larger or smaller of two arrays in a third of the
+    """ZEROS copies of a number: NumPy takes the larger or smaller of two arrays in a third of the
     time that it needs for an array and a number.
     """
-    return np.full(PIECE, value, dtype)
+    return np.full(ZEROS, value, dtype)
 
 
 @relu.register(np.ndarray)
@@ -173,9 +176,9 @@ def fast_relu(x: Array) -> Any:
     shape = x.shape
     source = x.reshape(-1)
     y = empty(source.shape, x.dtype)
-    for i in range(0, len(source), PIECE):
-        piece = source[i : i + PIECE]
-        np.maximum(piece, zeros[: len(piece)], out=y[i : i + PIECE])
+    for i in range(0, len(source), ZEROS):
+        piece = source[i : i + ZEROS]
+        np.maximum(piece, zeros[: len(piece)], out=y[i : i + ZEROS])
 
     def dx(dy: Array) -> Array:
         out = empty(shape, dy.dtype)
@@ -187,7 +190,7 @@ def fast_relu(x: Array) -> Any:
 @where.register(np.ndarray)
 def fast_where(condition: Array, a: Array, b: Array) -> Any:
     """Between arrays, or an array and a number."""
-    if not (type(a) is np.ndarray or type(b) is np.ndarray):
+    if type(condition) is not np.ndarray or not (type(a) is np.ndarray or type(b) is np.ndarray):
         return NotImplemented
     return np.where(condition, a, b), (
         None,
@@ -205,6 +208,7 @@ def fast_divide(a: Array, b: Array) -> Any:
 
 
 @add.register(np.ndarray)
+@silent
 def fast_add(a: Array, b: Array) -> Any:
     """Large sums of equal shapes go into a pooled array."""
     if type(a) is np.ndarray is type(b) and a.nbytes >= SMALLEST and _alike(a, b):
@@ -224,6 +228,7 @@ def _alike(a: Array, b: Array) -> bool:
 
 
 @multiply.register(np.ndarray)
+@silent
 def fast_multiply(a: Array, b: Array) -> Any:
     """Large products of equal shapes go into a pooled array."""
     if type(a) is np.ndarray is type(b) and a.nbytes >= SMALLEST and _alike(a, b):

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Shape
-from ..backend import Array, DType
+from ..backend import Array, DType, silent
 from ..ops.linalg import linear
 from ..ops.network import check_range, embedding
 from .pool import empty
 from .recipes import Recipe, recipe_of
 from .threads import later, single_threaded_blas, split, workers
 
-# Multiplications in a product that takes another thread longer than it takes to wake it: half a
-# millisecond at some 50 · 10⁹ a second.
-WORTH_A_THREAD = 1 << 24
+# Multiplications in a product that takes another thread longer than it takes to wake it: a sixth of
+# a millisecond at some 50 · 10⁹ a second.
+WORTH_A_THREAD = 1 << 23
 # Multiplications in a weight's gradient that all threads compute together. A smaller one is queued
 # beside the walk, which keeps its operands in memory meanwhile.
 WORTH_ALL_THREADS = 1 << 29
@@ -32,6 +32,8 @@ TOO_SMALL_FOR_BLAS_THREADS = 1 << 18
 # Rows of a product that BLAS is given at a time: it copies as many of them as fit its buffer, whose
 # pages (some 25 MB for each thread) are then never given back.
 PACKED = 1 << 12
+# Numbers in a matrix of zeros and ones that adds up equal ids, and in one for every row of a table.
+FEW_EQUAL, FEW_ROWS = 1 << 21, 1 << 16
 ADDED = 1 << 20  # numbers of a product that is added to another array, at a time
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -81,6 +83,7 @@ class ProductGradient:
 
 
 @linear.register(np.ndarray)
+@silent
 def fast_linear(x: Array, weight: Array, bias: Array) -> Any:
     """y = x Wᵀ + b with the leading axes of x as one axis of rows."""
     dtype = x.dtype
@@ -142,9 +145,7 @@ def product(a: Array, b: Array, bias: Array = None, out: Array = None) -> Array:
             with single_threaded_blas:
                 np.matmul(a, b, out=out)
             workers.note_product(0.0)
-        if bias is not None:
-            np.add(out, bias, out=out)
-        return out
+        return out if bias is None else np.add(out, bias, out=out)
 
     def rows(start: int, stop: int) -> None:
         for i in range(start, stop, PACKED):
@@ -196,8 +197,9 @@ def ones(length: int, dtype: DType) -> Array:
 class RowsGradient:
     """The gradient of a table whose rows `ids` were looked up: dy (N, C) added to those rows.
 
-    Equal ids are summed first, as the product of a (distinct, N) matrix of zeros and ones with dy,
-    or by sorting where that matrix would be large; each distinct row is then written once.
+    For a small table they are the product of a (rows, N) matrix of zeros and ones with dy. For a
+    large one equal ids are summed first, by such a product or by sorting, and each distinct row is
+    then written once.
     """
 
     __slots__ = ("dtype", "dy", "ids", "shape")
@@ -212,19 +214,28 @@ class RowsGradient:
         distinct, which = np.unique(self.ids, return_inverse=True)
         if len(distinct) == len(self.ids):
             return self.ids, self.dy
-        if len(distinct) * len(self.ids) <= 1 << 20:
-            chosen = np.zeros((len(distinct), len(self.ids)), self.dtype)
-            chosen[which, np.arange(len(self.ids))] = 1
-            return distinct, chosen @ self.dy
+        if len(distinct) * len(self.ids) <= FEW_EQUAL:
+            return distinct, product(self._chosen(len(distinct), which), self.dy)
         order = np.argsort(which, kind="stable")
         starts = np.searchsorted(which[order], np.arange(len(distinct)))
         return distinct, np.add.reduceat(self.dy[order], starts, axis=0)
 
+    def _chosen(self, rows: int, ids: Array) -> Array:
+        """(rows, N): 1 where a row is the one of an id."""
+        chosen = empty((rows, len(ids)), self.dtype)
+        chosen[...] = 0
+        chosen[ids, np.arange(len(ids))] = 1
+        return chosen
+
     def write_to(self, buffer: Array) -> None:
+        rows, count = len(buffer), len(self.ids)
+        if rows <= count and rows * count <= FEW_ROWS:
+            product(self._chosen(rows, self.ids), self.dy, out=buffer)
+            return
         buffer[...] = 0
-        if len(self.ids):
-            ids, rows = self._summed()
-            buffer[ids] = rows
+        if count:
+            ids, sums = self._summed()
+            buffer[ids] = sums
 
     def add_to(self, buffer: Array) -> None:
         if len(self.ids):

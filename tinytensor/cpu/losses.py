@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..autograd import state
-from ..backend import Array
-from ..ops.network import check_range, cross_entropy, linear_cross_entropy, softmax
+from ..backend import Array, silent
+from ..ops.network import check_classes, check_range, cross_entropy, linear_cross_entropy, softmax
 from .linear import FLOATS, ProductGradient, add_product, column_sums, ones, product
 from .pieces import in_pieces
 from .pool import empty
@@ -29,6 +29,7 @@ SAFE_SUMS = {4: (1e-30, 1e30), 8: (1e-200, 1e200)}
 
 
 @softmax.register(np.ndarray)
+@silent
 def fast_softmax(x: Array, axis: int = -1) -> Any:
     """Along the last axis; dx = y · (dy - Σ dy·y)."""
     if (
@@ -57,8 +58,7 @@ def fast_softmax(x: Array, axis: int = -1) -> Any:
             total = out @ column
             safe = total.min() > low
         if not safe:  # also where there is a nan
-            with np.errstate(invalid="ignore"):  # a row of -inf is nan, as in the reference
-                np.subtract(source, source.max(axis=1, keepdims=True), out=out)
+            np.subtract(source, source.max(axis=1, keepdims=True), out=out)
             np.exp(out, out=out)
             total = out @ column
         np.divide(out, total[:, None], out=out)
@@ -78,6 +78,7 @@ def fast_softmax(x: Array, axis: int = -1) -> Any:
 
 
 @cross_entropy.register(np.ndarray)
+@silent
 def fast_cross_entropy(
     logits: Array,
     target: Array,
@@ -91,14 +92,13 @@ def fast_cross_entropy(
         logits.ndim != 2
         or logits.dtype not in FLOATS
         or type(target) is not np.ndarray
-        or target.shape != logits.shape[:1]
-        or target.dtype.kind not in "iu"
         or weight is not None
         or label_smoothing
-        or reduction not in ("mean", "sum")
+        or reduction == "none"
         or not 0 < logits.shape[1] <= PIECE
     ):
         return NotImplemented
+    check_classes("cross_entropy", logits.shape, target, weight, reduction)
     count, width = logits.shape
     valid = target != ignore_index
     used = int(np.count_nonzero(valid))
@@ -149,6 +149,7 @@ def fast_cross_entropy(
 
 
 @linear_cross_entropy.register(np.ndarray)
+@silent
 def fast_linear_cross_entropy(
     x: Array,
     weight: Array,
@@ -178,14 +179,13 @@ def fast_linear_cross_entropy(
         or weight.dtype != dtype
         or x.shape[-1:] != (C,)
         or not (bias is None or (bias.dtype == dtype and bias.shape == (V,)))
-        or target.shape != x.shape[:-1]
-        or target.dtype.kind not in "iu"
         or class_weight is not None
         or label_smoothing
-        or reduction not in ("mean", "sum")
+        or reduction == "none"
         or 0 in (*x.shape, V)
     ):
         return NotImplemented
+    check_classes("linear_cross_entropy", (*x.shape[:-1], V), target, class_weight, reduction)
     rows, row_targets = x.reshape(-1, C), target.reshape(-1)
     valid = row_targets != ignore_index
     used = int(np.count_nonzero(valid))

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Shape, state
-from ..backend import Array, DType
+from ..backend import Array, DType, silent
 from ..ops.network import add_layer_norm, layer_norm
 from .linear import FLOATS, column_sums
 from .one_row import layer_norm_row
 from .pieces import in_pieces
 from .pool import empty
 from .recipes import leave_recipe
-from .threads import single_threaded_blas
+from .threads import small_products
 
 WIDEST = 1 << 15  # numbers in a row
 # Numbers in an output that is made again instead of kept: two passes are soon paid for.
@@ -27,6 +27,7 @@ LARGE = 1 << 19
 
 
 @layer_norm.register(np.ndarray)
+@silent
 def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: float = 1e-5) -> Any:
     """y = n · weight + bias with n = (x - mean) · rstd; n and rstd are kept, a large y is not."""
     if ndim != 1 or not _takes(x, weight, bias):
@@ -43,6 +44,7 @@ def fast_layer_norm(x: Array, weight: Array, bias: Array, ndim: int = 1, eps: fl
 
 
 @add_layer_norm.register(np.ndarray)
+@silent
 def fast_add_layer_norm(
     x: Array, residual: Array, weight: Array, bias: Array, eps: float = 1e-5
 ) -> Any:
@@ -92,11 +94,11 @@ def _normalized(
     """(n, rstd, y) of rows (N, C); or of rows + `residual`, which is written to `total`."""
     channels, dtype = rows.shape[1], rows.dtype
     mean_of = _shares(channels, dtype)  # row @ mean_of is the row's mean
+    epsilon, root = np.array(channels * eps, dtype), np.array(channels**0.5, dtype)
     n = empty(rows.shape, dtype)
     rstd = np.empty(len(rows), dtype)
     scaled = weight is not None or bias is not None
     y = empty(rows.shape, dtype) if scaled else n
-    share, epsilon = dtype.type(1 / channels), dtype.type(eps)
 
     def forward(start: int, stop: int) -> None:
         part = slice(start, stop)
@@ -104,16 +106,15 @@ def _normalized(
         if residual is not None:
             source = np.add(source, residual[part], out=total[part])
         np.subtract(source, (source @ mean_of)[:, None], out=piece)
-        np.vecdot(piece, piece, out=r)
-        np.multiply(r, share, out=r)
+        np.vecdot(piece, piece, out=r)  # r = √C / √(Σ piece² + C eps)
         np.add(r, epsilon, out=r)
         np.sqrt(r, out=r)
-        np.divide(1, r, out=r)
+        np.divide(root, r, out=r)
         np.multiply(piece, r[:, None], out=piece)
         if scaled:
             _scale_and_shift(piece, weight, bias, y[part])
 
-    with single_threaded_blas:
+    with small_products():
         in_pieces(len(rows), channels, forward)
     return n, rstd, y
 
@@ -181,7 +182,7 @@ def _gradients(
         if past is not None:
             np.add(past[part], out, out=out)
 
-    with single_threaded_blas:
+    with small_products():
         in_pieces(count, channels, backward)
     dweight, dbias = (
         None if parts[0] is None else sum(parts[1:], parts[0])

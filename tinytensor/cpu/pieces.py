@@ -12,13 +12,19 @@ from collections.abc import Callable
 
 from .threads import split
 
-PIECE = 1 << 16  # numbers in a piece of one thread: 256 KB of float32
+PIECE = 1 << 17  # numbers in a piece of one thread: 512 KB of float32
 WIDE = 1 << 18  # numbers in a piece where several threads work
-LONG = 1 << 19  # numbers that are worth another thread
+LONG = 1 << 19  # numbers that are worth another thread, for a few passes
 
 
-def in_pieces(count: int, width: int, work: Callable[[int, int], None]) -> None:
-    """work(start, stop) for pieces of range(count), rows of `width` numbers; in any order."""
+def in_pieces(count: int, width: int, work: Callable[[int, int], None], worth: int = LONG) -> None:
+    """work(start, stop) for pieces of range(count), rows of `width` numbers; in any order.
+
+    `worth` is how many numbers are worth another thread.
+    """
+    if count * width <= min(PIECE, worth):
+        work(0, count)
+        return
 
     def part(start: int, stop: int) -> None:
         numbers = PIECE if stop - start == count else WIDE
@@ -26,4 +32,4 @@ def in_pieces(count: int, width: int, work: Callable[[int, int], None]) -> None:
         for i in range(start, stop, step):
             work(i, min(i + step, stop))
 
-    split(count, -(-LONG // width), part)
+    split(count, -(-worth // width), part)

@@ -9,6 +9,7 @@ finalizer is needed.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import threading
@@ -22,7 +23,7 @@ import numpy as np
 SMALLEST = 64 * 1024
 # Beyond this many bytes, blocks that nobody uses are given back, least recently used size first.
 IDLE_LIMIT = 4 << 30
-# References to a block that nobody uses, as sys.getrefcount sees it inside `_take`: the list, the
+# References to a block that nobody uses, as sys.getrefcount sees it inside a method: the list, the
 # loop variable, and the argument itself.
 _IDLE_REFERENCES = 3
 
@@ -37,19 +38,21 @@ class Pool(threading.local):
 
     def empty(self, shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray[Any, Any]:
         """An uninitialised C-contiguous array."""
-        nbytes = math.prod(shape) * (dtype := np.dtype(dtype)).itemsize
+        dtype = np.dtype(dtype)
+        nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < SMALLEST:
             return np.empty(shape, dtype)
-        return np.ndarray(shape, dtype, self._take(_size_class(nbytes)))
-
-    def _take(self, size: int) -> np.ndarray[Any, Any]:
+        size = _size_class(nbytes)
         blocks = self._blocks.get(size)
         if blocks is None:
             blocks = self._blocks[size] = []
         self._blocks.move_to_end(size)
         for block in blocks:
             if sys.getrefcount(block) == _IDLE_REFERENCES:
-                return block
+                return np.ndarray(shape, dtype, block)
+        return np.ndarray(shape, dtype, self._new_block(size, blocks))
+
+    def _new_block(self, size: int, blocks: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         if self._bytes + size > self._trim_above:
             self.trim(IDLE_LIMIT // 2)
         block = np.empty(size, np.uint8)
@@ -86,6 +89,7 @@ class Pool(threading.local):
         return self._bytes
 
 
+@functools.lru_cache(maxsize=1024)
 def _size_class(nbytes: int) -> int:
     """`nbytes` rounded up to one of eight steps between powers of two, so that near sizes share
     blocks.

@@ -23,7 +23,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -31,14 +31,16 @@ from typing import Any
 import threadpoolctl
 
 from ..autograd import during_walk
+from ..backend import silent
 
 Work = Callable[[], None]
 # Small products in a row without work for our threads, after which BLAS's do the next ones. They
 # stay awake for some 26 ms after each; a step of a larger model, which needs ours, has fewer.
 CALM = 128
 # Where such a product takes more than so many seconds, a thread of BLAS got no processor and the
-# others waited for it: the next ones, so many, are done on one thread.
-LATE, PAUSE = 2e-3, 2000
+# others waited for it: the next ones are done on one thread. That is PAUSE of them, or twice as
+# many as the last time, up to LONGEST, if it happens again before STEADY products went well.
+LATE, PAUSE, LONGEST, STEADY = 2e-3, 64, 4096, 512
 PIECES_WHILE_BUSY = 3  # for each thread, of work that is split while the worker has a queue
 
 
@@ -77,6 +79,7 @@ class Worker:
         self._tasks: SimpleQueue[Task] = SimpleQueue()
         threading.Thread(target=self._loop, name="tinytensor-worker", daemon=True).start()
 
+    @silent  # for whoever waits: NumPy's setting is each thread's own
     def _loop(self) -> None:
         while True:
             self._tasks.get().run()
@@ -94,6 +97,7 @@ class _Workers:
         self._process = 0
         self._workers: list[Worker] = []
         self._calm = 0  # small products since a worker was last asked for
+        self._pause = PAUSE
 
     @property
     def resting(self) -> bool:
@@ -102,7 +106,12 @@ class _Workers:
 
     def note_product(self, seconds: float) -> None:
         """A small product has been done, in so many seconds."""
-        self._calm = self._calm + 1 if seconds < LATE else CALM - PAUSE
+        if seconds < LATE:
+            self._calm += 1
+            return
+        went_well = self._calm - CALM
+        self._pause = PAUSE if went_well > STEADY else min(2 * self._pause, LONGEST)
+        self._calm = CALM - self._pause
 
     def __getitem__(self, index: int) -> Worker:
         self._calm = min(self._calm, 0)
@@ -169,6 +178,18 @@ workers = _Workers()
 single_threaded_blas = _SingleThreadedBlas()
 
 
+_as_it_is = nullcontext()
+
+
+def small_products() -> AbstractContextManager[None]:
+    """`with`: products of this thread alone, on one thread of BLAS unless all of them are awake.
+
+    For matrices of at most 2^18 numbers: sums over more than 460,000 OpenBLAS divides among its
+    threads, and the bits would tell how many there were.
+    """
+    return _as_it_is if workers.resting else single_threaded_blas
+
+
 def _available() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -188,8 +209,8 @@ def get_num_threads() -> int:
 def set_num_threads(threads: int) -> None:
     """Use this many threads from now on; 1 keeps everything on the caller's."""
     global _threads
-    if threads < 1:
-        raise ValueError(f"set_num_threads: at least 1 thread is needed, got {threads}")
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"set_num_threads: at least 1 thread is needed, got {threads!r}")
     _threads = threads
 
 

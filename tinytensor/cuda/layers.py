@@ -15,6 +15,7 @@ from ..ops.elementwise import gelu
 from ..ops.network import (
     NO_DRAW,
     add_layer_norm,
+    check_classes,
     class_shares,
     cross_entropy,
     dropout,
@@ -172,7 +173,6 @@ def _classes(logits_dtype: DType, target: Array, weight: Array, smoothing: float
     return (
         logits_dtype in DTYPES
         and str(target.dtype) == "int64"
-        and 0 <= smoothing <= 1
         and (weight is None or not smoothing)
     )
 
@@ -189,8 +189,9 @@ def cuda_cross_entropy(
     """Losses in one read of the logits; their gradient is one more, from the log-sum-exps."""
     if not _rows_along(logits, -1) or not _classes(logits.dtype, target, weight, label_smoothing):
         return NotImplemented
-    if type(target) is not type(logits) or reduction not in ("none", "sum", "mean"):
+    if type(target) is not type(logits):
         return NotImplemented
+    check_classes("cross_entropy", logits.shape, target, weight, reduction, label_smoothing)
     xp = array_module(logits)
     _, _, _, share = class_shares(
         "cross_entropy", logits.shape, FLOAT32, target, weight, ignore_index
@@ -230,13 +231,12 @@ def cuda_linear_cross_entropy(
         return NotImplemented
     if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         return NotImplemented
-    if type(target) is not type(x) or reduction not in ("none", "sum", "mean"):
+    if type(target) is not type(x):
         return NotImplemented
     xp, (V, C) = array_module(x), weight.shape
-    shape = (*x.shape[:-1], V)
-    _, _, _, share = class_shares(
-        "linear_cross_entropy", shape, FLOAT32, target, class_weight, ignore_index
-    )
+    name, shape = "linear_cross_entropy", (*x.shape[:-1], V)
+    check_classes(name, shape, target, class_weight, reduction, label_smoothing)
+    _, _, _, share = class_shares(name, shape, FLOAT32, target, class_weight, ignore_index)
     rows, classes = x.reshape(-1, C), xp.ascontiguousarray(target).reshape(-1)
     step = block or max(1, LOGITS // V)
     parts = [slice(i, i + step) for i in range(0, len(rows), step)]

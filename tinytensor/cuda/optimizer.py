@@ -79,14 +79,12 @@ def factors_for(value: Array, formula: Formula, options: dict[str, Any]) -> Arra
     return factors
 
 
-def refuse_recording(dtype: DType) -> None:
-    """Raise if an update is being captured that takes its numbers by value, as the kernels do
-    not.
-    """
+def refuse_recording(what: DType | str) -> None:
+    """Raise where what is being captured would keep the numbers of one update for all."""
     if _recorder is not None:
         raise RuntimeError(
-            "graph: only updates of float32 and bfloat16 parameters can be captured, not of "
-            f"{dtype}"
+            "graph: only SGD's, Adam's and AdamW's updates of float32 and bfloat16 parameters can "
+            f"be captured, not those of {what}"
         )
 
 

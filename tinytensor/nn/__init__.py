@@ -1,6 +1,7 @@
-"""`tt.nn`: modules, layers, losses, initial values; PyTorch's `torch.nn` for what a GPT needs.
+"""`tt.nn`: modules, layers, losses, initial values; PyTorch's `torch.nn` for a GPT, and the usual
+layers of the networks that are taught before one.
 
-`module.py` is where to begin: what a Module is. Layers keep parameters and call `functional.py`,
+`module.py` is where to begin: what a Module is. Layers keep parameters and call `functional/`,
 which calls the operations in `ops/`.
 """
 
@@ -10,8 +11,11 @@ from . import functional, init, utils
 from .activations import *
 from .attention import *
 from .containers import *
+from .convolution import *
 from .layers import *
 from .losses import *
 from .module import Module
 from .normalization import *
 from .parameter import Parameter
+from .recurrent import *
+from .transformer import *

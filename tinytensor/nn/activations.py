@@ -1,4 +1,4 @@
-"""Nonlinearities as modules, for `nn.Sequential`; the functions are in `functional.py`."""
+"""Nonlinearities as modules, for `nn.Sequential`; the functions are in `functional/`."""
 
 from __future__ import annotations
 

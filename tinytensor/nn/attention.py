@@ -12,9 +12,10 @@ from typing import Any
 from .. import ops
 from ..backend import is_floating
 from ..creation import ones
-from ..tensor import Tensor
+from ..tensor import Tensor, check_tensors
 from . import functional as F
 from . import init
+from .functional.layers import check_probability
 from .layers import Linear, check_size, parameter
 from .module import Module
 from .parameter import Parameter
@@ -50,7 +51,7 @@ class MultiheadAttention(Module):
             raise ValueError(
                 f"nn.MultiheadAttention: embed_dim {embed_dim} cannot be cut into {num_heads} heads"
             )
-        F.check_probability("MultiheadAttention", dropout)
+        check_probability("MultiheadAttention", dropout)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.dropout = dropout
@@ -122,6 +123,7 @@ class MultiheadAttention(Module):
 
     def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Raise unless the three are sequences of the layer's width, key and value of one shape."""
+        check_tensors("nn.MultiheadAttention", query=query, key=key, value=value)
         shapes = [tuple(x.shape) for x in (query, key, value)]
         batch = 0 if self.batch_first else 1
         if (

@@ -15,7 +15,7 @@ from .. import random
 from ..autograd import note_write
 from ..backend import Array, DType, array_module, device_of, to_device
 from ..random import Generator
-from ..tensor import Tensor
+from ..tensor import Tensor, check_tensors
 
 __all__ = [
     "calculate_gain",
@@ -223,5 +223,6 @@ def fans(name: str, tensor: Tensor) -> tuple[int, int]:
 
 
 def _real(name: str, tensor: Tensor) -> DType:
+    check_tensors(name, tensor=tensor)
     random.check_floating(name, tensor.dtype)
     return tensor.dtype

@@ -15,6 +15,7 @@ from ..creation import empty
 from ..tensor import Tensor
 from . import functional as F
 from . import init
+from .functional.layers import check_probability, padding_row
 from .module import Module
 from .parameter import Parameter
 
@@ -85,7 +86,7 @@ class Embedding(Module):
         check_size("Embedding", num_embeddings=num_embeddings, embedding_dim=embedding_dim)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
-        self.padding_idx = F.padding_row(padding_idx, num_embeddings)
+        self.padding_idx = padding_row(padding_idx, num_embeddings)
         self.weight = parameter((num_embeddings, embedding_dim), device, dtype)
         self.reset_parameters()
 
@@ -180,7 +181,7 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        F.check_probability("Dropout", p)
+        check_probability("Dropout", p)
         self.p = p
 
     def forward(self, input: Tensor) -> Tensor:

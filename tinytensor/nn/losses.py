@@ -1,7 +1,8 @@
-"""Losses as modules; the functions, and what they compute, are in `functional.py`."""
+"""Losses as modules; the functions, and what they compute, are in `functional/losses.py`."""
 
 from __future__ import annotations
 
+from ..ops.network import check_reduction
 from ..tensor import Tensor
 from . import functional as F
 from .module import Module
@@ -24,7 +25,7 @@ class _Loss(Module):
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
-        F.check_reduction(type(self).__name__, reduction)
+        check_reduction(type(self).__name__, reduction)
         self.reduction = reduction
 
 
@@ -70,7 +71,7 @@ class KLDivLoss(Module):
     def __init__(self, reduction: str = "mean", log_target: bool = False) -> None:
         super().__init__()
         if reduction != "batchmean":
-            F.check_reduction("KLDivLoss", reduction)
+            check_reduction("KLDivLoss", reduction)
         self.reduction = reduction
         self.log_target = log_target
 

@@ -25,6 +25,7 @@ from .parameter import Parameter
 
 Hook = Callable[..., Any]
 Members = list[tuple[str, Any]]
+_NO_PARTS = {bool, int, float, str, type(None), list, tuple, dict}  # of a module: most attributes
 
 
 class Module:
@@ -235,6 +236,8 @@ class Module:
             modules[module] = None
             children = []
             for value in module.__dict__.values():
+                if type(value) in _NO_PARTS:
+                    continue
                 if isinstance(value, Parameter):
                     parameters[id(value)] = value
                 elif isinstance(value, Module):

@@ -1,9 +1,9 @@
-"""Normalizing layers beside `LayerNorm`: RMSNorm, GroupNorm, BatchNorm1d."""
+"""Normalizing layers beside `LayerNorm`: RMSNorm, GroupNorm, BatchNorm1d and BatchNorm2d."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ..creation import ones, tensor, zeros
 from ..tensor import Tensor
@@ -13,7 +13,7 @@ from .layers import check_size, parameter
 from .module import Module
 from .parameter import Parameter
 
-__all__ = ["BatchNorm1d", "GroupNorm", "RMSNorm"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "GroupNorm", "RMSNorm"]
 
 
 class RMSNorm(Module):
@@ -110,14 +110,10 @@ class GroupNorm(_PerChannel):
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
 
 
-class BatchNorm1d(_PerChannel):
-    """Each channel of (N, num_features) or (N, num_features, L) with mean 0 and variance 1.
+class _BatchNorm(_PerChannel):
+    """What `BatchNorm1d` says of itself, over as many axes as a subclass allows."""
 
-    In training by the batch's own statistics, in evaluation by the running ones, which start as 0
-    and 1 and move by `momentum` with every batch (None: their plain average over all batches).
-    Without `track_running_stats` always by the batch's own.
-    """
-
+    shapes: ClassVar[tuple[str, ...]]  # of an input: what comes after "(N, num_features"
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -132,7 +128,7 @@ class BatchNorm1d(_PerChannel):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        check_size("BatchNorm1d", num_features=num_features)
+        check_size(type(self).__name__, num_features=num_features)
         super().__init__(num_features, affine, device, dtype)
         self.num_features = num_features
         self.eps = eps
@@ -146,10 +142,11 @@ class BatchNorm1d(_PerChannel):
         self.reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.ndim not in (2, 3) or input.shape[1] != self.num_features:
+        ndims = [2 + more.count(",") for more in self.shapes]
+        if input.ndim not in ndims or input.shape[1] != self.num_features:
+            expected = " or ".join(f"(N, {self.num_features}{more})" for more in self.shapes)
             raise ValueError(
-                f"nn.BatchNorm1d: expected (N, {self.num_features}) or (N, {self.num_features}, "
-                f"L), got {tuple(input.shape)}"
+                f"nn.{type(self).__name__}: expected {expected}, got {tuple(input.shape)}"
             )
         momentum = self.momentum
         if self.training and self.num_batches_tracked is not None:
@@ -172,3 +169,20 @@ class BatchNorm1d(_PerChannel):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}"
         )
+
+
+class BatchNorm1d(_BatchNorm):
+    """Each channel of (N, num_features) or (N, num_features, L) with mean 0 and variance 1.
+
+    In training by the batch's own statistics, in evaluation by the running ones, which start as 0
+    and 1 and move by `momentum` with every batch (None: their plain average over all batches).
+    Without `track_running_stats` always by the batch's own.
+    """
+
+    shapes: ClassVar[tuple[str, ...]] = ("", ", L")
+
+
+class BatchNorm2d(_BatchNorm):
+    """`BatchNorm1d` for images: each channel of (N, num_features, H, W)."""
+
+    shapes: ClassVar[tuple[str, ...]] = (", H, W",)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import note_write
-from ..backend import Array, array_module, default_dtype
+from ..backend import Array, array_module, default_dtype, silent
 from ..cpu.threads import single_threaded_blas, split
 from ..cuda import optimizer as cuda
 from ..ops import concatenate
@@ -33,6 +33,7 @@ _BLOCK = 1 << 13  # numbers summed in the gradient's own precision, before float
 _LONG = 1 << 20  # numbers that take another thread longer than it takes to wake it
 
 
+@silent
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
     max_norm: float,

@@ -18,5 +18,7 @@ from .network import *
 from .reductions import *
 from .shaping import *
 from .sorting import *
+from .trigonometry import *
+from .windows import *
 
 _register_namespace(sys.modules[__name__])

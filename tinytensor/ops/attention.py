@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from ..autograd import VJP
-from ..backend import Array, array_module
+from ..backend import Array, array_module, silent
 from ..random import Draw
 from ..tensor import op, stop_gradient
 from .network import NO_DRAW, at_least_float32, bottom, dropped
@@ -20,6 +20,7 @@ __all__ = ["scaled_dot_product_attention"]
 
 
 @op
+@silent
 @at_least_float32
 def scaled_dot_product_attention(
     q: Array,

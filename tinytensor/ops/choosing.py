@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module
+from ..backend import Array, array_module, silent
 from ..random import Draw, unit
 from ..tensor import op
-from .elementwise import bottom, silent
+from .elementwise import bottom
 
 __all__ = ["sample_logits"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, is_array, is_floating
+from ..backend import Array, array_module, is_array, is_floating, silent
 from ..tensor import Tensor, op, result_type, stop_gradient
 from ._special import error_function
 
@@ -72,9 +72,6 @@ __all__ = [
     "where",
 ]
 
-# Decorates what may meet a pole: inf and nan without NumPy's warning.
-silent = np.errstate(divide="ignore", invalid="ignore", over="ignore")
-
 
 def bottom(x: Any) -> Any:
     """The array at the bottom of a Tensor, for what has no gradient; anything else as it is."""
@@ -89,18 +86,21 @@ def _zeros_like(dy: Array) -> Array:
 
 
 @op(promote=True)
+@silent
 def add(a: Array, b: Array) -> Any:
     """a + b. Gradients: dy, dy."""
     return a + b, (lambda dy: dy, lambda dy: dy)
 
 
 @op(promote=True)
+@silent
 def subtract(a: Array, b: Array) -> Any:
     """a - b. Gradients: dy, -dy."""
     return a - b, (lambda dy: dy, lambda dy: -dy)
 
 
 @op(promote=True)
+@silent
 def multiply(a: Array, b: Array) -> Any:
     """a · b. Gradients: dy·b, dy·a."""
     return a * b, (lambda dy: dy * b, lambda dy: dy * a)
@@ -445,6 +445,9 @@ def where(condition: Array, a: Array, b: Array) -> Any:
     Gradients: dy where chosen, else 0. The condition takes no part in the result's dtype.
     """
     condition = bottom(condition)
+    if not is_array(condition) and not isinstance(condition, bool | int | float):
+        kind = type(condition).__name__
+        raise TypeError(f"where: the condition is a boolean tensor, as x > 0 is, not a {kind}")
     xp = array_module(a, b, condition)
     if not (is_array(a) or is_array(b)):  # two numbers: the default dtypes are PyTorch's
         dtype = result_type(a, b)
@@ -474,6 +477,8 @@ def masked_fill(x: Any, mask: Any, value: Any) -> Any:
                 "use where(mask, value, x)"
             )
         value = value.astype(x.dtype)
+    elif not isinstance(value, bool | int | float):
+        raise TypeError(f"masked_fill: the value must be a number, not {value!r}")
     elif x.dtype == np.bool_:
         value = bool(value)
     elif not is_floating(x.dtype):

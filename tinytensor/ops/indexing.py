@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, bfloat16, is_array
+from ..backend import Array, array_module, bfloat16, is_array, silent
 from ..tensor import Tensor, op
 
 __all__ = [
@@ -48,6 +48,7 @@ def getitem(x: Array, index: Any = ()) -> Any:
 
 
 @op
+@silent
 def scatter_to(dy: Array, index: Any = (), shape: tuple[int, ...] = ()) -> Any:
     """Zeros of `shape` with dy added at `index`: the adjoint of getitem. Gradient: getitem."""
     if isinstance(dy, Tensor):
@@ -176,6 +177,7 @@ def take_along_axis(x: Array, indices: Array, axis: int = -1) -> Any:
 
 
 @op
+@silent
 def scatter_along_axis(
     dy: Array, indices: Array, axis: int = -1, shape: tuple[int, ...] = ()
 ) -> Any:

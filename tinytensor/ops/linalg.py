@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, bfloat16
+from ..backend import Array, array_module, bfloat16, silent
 from ..tensor import Tensor, op, promote_types
 
 __all__ = ["einsum", "linear", "matmul", "outer"]
 
 
 @op(promote=True)
+@silent
 def matmul(a: Array, b: Array) -> Any:
     """a @ b: y[…, i, j] = Σₖ a[…, i, k] · b[…, k, j].
 
@@ -74,6 +75,7 @@ def _check_matmul(a: tuple[int, ...], b: tuple[int, ...]) -> None:
 
 
 @op
+@silent
 def linear(x: Array, weight: Array, bias: Array) -> Any:
     """y = x @ weightᵀ + bias, for x of shape (…, in), weight (out, in) and bias (out,) or None.
 
@@ -114,6 +116,7 @@ def _check_linear(x: Array, weight: Array, bias: Array) -> None:
 
 
 @op(promote=True)
+@silent
 def outer(a: Array, b: Array) -> Any:
     """y[i, j] = a[i] · b[j] of two vectors. Gradients: da = dy @ b, db = a @ dy."""
     if a.ndim != 1 or b.ndim != 1:
@@ -125,6 +128,7 @@ def outer(a: Array, b: Array) -> Any:
 
 
 @op
+@silent
 def einsum(subscripts: str, *operands: Array) -> Any:
     """Sum of products over named axes: einsum("bij,bjk->bik", a, b) is the batched a @ b.
 
@@ -132,6 +136,11 @@ def einsum(subscripts: str, *operands: Array) -> Any:
     order, those that occur once. "..." stands for axes that broadcast. Gradient of an operand: the
     einsum of dy and the other operands that has the operand's own axes as its output.
     """
+    if not isinstance(subscripts, str):
+        raise TypeError(
+            f'einsum: the first argument is a string such as "ij,jk->ik", not a '
+            f"{type(subscripts).__name__}"
+        )
     terms, output = parse_subscripts(subscripts, tuple(tuple(x.shape) for x in operands))
     operands = tuple(promote_types(list(operands)))
     y = _einsum(",".join(terms) + "->" + output, *operands)

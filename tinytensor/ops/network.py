@@ -3,7 +3,7 @@
 Each is a few lines of array mathematics, and one operation: its gradient is written out by hand
 because the result is shorter, and rounds better, than the chain of its parts. They run on arrays of
 any module and on tensors of a lower level; their fast versions are in `cpu/` and `cuda/`. PyTorch's
-argument order and defaults are in `nn/functional.py`; attention is next door in `attention.py`.
+argument order and defaults are in `nn/functional/`; attention is next door in `attention.py`.
 
 A VJP may be handed a Tensor `dy` although the body saw arrays (that is how `jvp` works), so a VJP
 takes its functions from `array_module(dy)` where operators do not suffice.
@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 
 from ..autograd import VJP, Shape
-from ..backend import Array, DType, array_module, is_array, is_floating
+from ..backend import Array, DType, array_module, is_array, is_floating, silent
 from ..random import Draw, keep_mask
 from ..tensor import Tensor, op, stop_gradient
-from .elementwise import silent
 from .indexing import scatter_to
 from .linalg import linear
-from .shaping import normalize_axis
+from .shaping import concatenate_all, normalize_axis
 
 __all__ = [
     "add_layer_norm",
@@ -123,6 +122,7 @@ def log_softmax(x: Array, axis: int = -1) -> tuple[Array, VJP]:
 
 
 @op
+@silent
 @at_least_float32
 def cross_entropy(
     logits: Array,
@@ -141,9 +141,8 @@ def cross_entropy(
     ignored). Gradient of a row: p · Σq - q. Raises IndexError for a target that is no class.
     """
     xp = array_module(logits)
+    check_classes("cross_entropy", logits.shape, target, weight, reduction, label_smoothing)
     V, dtype = logits.shape[-1], logits.dtype
-    check_reduction("cross_entropy", reduction)
-    check_smoothing("cross_entropy", label_smoothing)
     index, valid, weight, share = class_shares(
         "cross_entropy", logits.shape, dtype, target, weight, ignore_index
     )
@@ -166,6 +165,38 @@ def cross_entropy(
     return y, (dlogits, None, None)
 
 
+def check_classes(
+    name: str,
+    shape: Shape,
+    target: Any,
+    weight: Any,
+    reduction: str,
+    label_smoothing: float = 0.0,
+) -> None:
+    """Raise unless these go with logits of this shape (..., V); all versions of a loss ask here.
+
+    Whether the targets are among the V classes is for `check_range` to say.
+    """
+    if not is_array(target):
+        raise TypeError(
+            f"{name}: targets are a tensor of class numbers, not {type(target).__name__}"
+        )
+    if not shape or tuple(target.shape) != tuple(shape[:-1]):
+        raise ValueError(
+            f"{name}: logits {tuple(shape)} need one target per row, {tuple(shape[:-1])}, "
+            f"but the targets are {tuple(target.shape)}"
+        )
+    if target.dtype.kind not in "iu":
+        raise TypeError(f"{name}: targets are class numbers, but they are {target.dtype}")
+    if weight is not None and tuple(weight.shape) != (shape[-1],):
+        raise ValueError(
+            f"{name}: {shape[-1]} classes need a weight ({shape[-1]},), but it is "
+            f"{tuple(weight.shape)}"
+        )
+    check_reduction(name, reduction)
+    check_smoothing(name, label_smoothing)
+
+
 def class_shares(
     name: str, shape: Shape, dtype: DType, target: Any, weight: Any, ignore_index: int
 ) -> tuple[Array, Array, Array, Array]:
@@ -175,17 +206,8 @@ def class_shares(
     """
     V = shape[-1]
     target, weight = bottom(target), bottom(weight)
-    if tuple(target.shape) != tuple(shape[:-1]):
-        raise ValueError(
-            f"{name}: logits {tuple(shape)} need one target per row, {tuple(shape[:-1])}, "
-            f"but the targets are {tuple(target.shape)}"
-        )
-    if target.dtype.kind not in "iu":
-        raise TypeError(f"{name}: targets are class numbers, but they are {target.dtype}")
     if weight is None:
         weight = array_module(target).ones(V, dtype)
-    elif tuple(weight.shape) != (V,):
-        raise ValueError(f"{name}: {V} classes need a weight ({V},), but it is {weight.shape}")
     weight = weight.astype(dtype, copy=False)
     valid = target != ignore_index
     index = target * valid
@@ -232,6 +254,7 @@ def check_range(name: str, noun: str, ids: Array, size: int, things: str) -> Non
 
 
 @op
+@silent
 @functools.partial(at_least_float32, rounded=False)
 def linear_cross_entropy(
     x: Array,
@@ -259,10 +282,10 @@ def linear_cross_entropy(
             f"{tuple(x.shape)} and {tuple(weight.shape)}"
         )
     V, C = weight.shape
-    check_reduction("linear_cross_entropy", reduction)
-    check_smoothing("linear_cross_entropy", label_smoothing)
+    name, shape = "linear_cross_entropy", (*x.shape[:-1], V)
+    check_classes(name, shape, target, class_weight, reduction, label_smoothing)
     _, _, class_weight, share = class_shares(
-        "linear_cross_entropy", (*x.shape[:-1], V), x.dtype, target, class_weight, ignore_index
+        name, shape, x.dtype, target, class_weight, ignore_index
     )
     rows, row_targets = x.reshape((-1, C)), target.reshape(-1)
     step = block or max(1, 2**22 // V)
@@ -274,7 +297,7 @@ def linear_cross_entropy(
             logits, row_targets[block], class_weight, ignore_index, "none", label_smoothing
         )
 
-    each = array_module(x, weight, bias).concatenate([losses(block)[0] for block in blocks])
+    each = concatenate_all(*(losses(block)[0] for block in blocks))
     y, per_row = reduced(each.reshape(x.shape[:-1]), share, reduction)
 
     def vjp(dy: Array) -> tuple[Any, ...]:
@@ -286,7 +309,7 @@ def linear_cross_entropy(
             dx.append(dlogits @ weight)
             dweight = dweight + dlogits.swapaxes(0, 1) @ rows[block]
             dbias = dbias + dlogits.sum(axis=0)
-        return xp.concatenate(dx).reshape(x.shape), dweight, dbias, None, None
+        return concatenate_all(*dx).reshape(x.shape), dweight, dbias, None, None
 
     return y, vjp
 
@@ -295,6 +318,7 @@ def linear_cross_entropy(
 
 
 @op
+@silent
 @at_least_float32
 def layer_norm(
     x: Array, weight: Array, bias: Array, ndim: int = 1, eps: float = 1e-5
@@ -322,6 +346,7 @@ def layer_norm(
 
 
 @op
+@silent
 def add_layer_norm(
     x: Array, residual: Array, weight: Array, bias: Array, eps: float = 1e-5
 ) -> tuple[tuple[Array, Array], VJP]:
@@ -388,6 +413,7 @@ def embedding(weight: Array, ids: Array, padding_idx: int | None = None) -> tupl
 
 
 @op
+@silent
 @at_least_float32
 def dropout(x: Array, p: float = 0.5, draw: Draw = NO_DRAW) -> tuple[Array, VJP]:
     """x with each element zeroed with probability `p`, and the rest multiplied by 1 / (1 - p).

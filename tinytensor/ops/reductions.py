@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, array_module, is_floating
+from ..backend import Array, array_module, is_floating, silent
 from ..tensor import Tensor, op, stop_gradient
-from .elementwise import absolute, bottom, divide, exp, log, power, sign, silent, sqrt
+from .elementwise import absolute, bottom, divide, exp, log, power, sign, sqrt
 from .elementwise import where as choose
 
 __all__ = [

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import reduce
 from itertools import accumulate, pairwise
-from operator import add
+from operator import add, index
 from typing import Any
 
 from .. import backend
@@ -49,6 +49,8 @@ Axes = int | Sequence[int] | None
 
 def normalize_axis(name: str, axis: Any, ndim: int) -> int:
     """`axis` counted from the front; IndexError if there is none of that number."""
+    if not hasattr(axis, "__index__"):
+        raise TypeError(f"{name}: an axis is an integer, not {axis!r}")
     number: int = axis.__index__()
     if not -ndim <= number < ndim:
         raise IndexError(f"{name}: there is no axis {number} in a tensor of {ndim} axes")
@@ -67,12 +69,24 @@ def reshape(x: Array, shape: int | Sequence[int] = (-1,)) -> Any:
     given = x.shape
     try:
         y = x.reshape(shape)
+        if y.shape != shape:  # one size was -1: NumPy takes any negative number for it
+            _check_sizes(shape)
     except ValueError:
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        sizes = _check_sizes(shape)
         raise ValueError(
             f"reshape: {given} has {math.prod(given)} elements, which do not fit the shape {sizes}"
         ) from None
     return y, lambda dy: dy.reshape(given)
+
+
+def _check_sizes(shape: Any) -> tuple[int, ...]:
+    """The shape as a tuple, if its sizes are integers from -1 up."""
+    sizes = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+    if not all(hasattr(size, "__index__") for size in sizes):
+        raise TypeError(f"reshape: sizes are integers, but the shape is {sizes}")
+    if min(sizes, default=0) < -1:
+        raise ValueError(f"reshape: sizes are not negative, but for one -1, and not {sizes}")
+    return sizes
 
 
 def squeeze(x: Any, axis: Axes = None) -> Any:
@@ -101,15 +115,20 @@ def expand_dims(x: Any, axis: int | Sequence[int] = 0) -> Any:
 @op
 def swapaxes(x: Array, axis1: int = -2, axis2: int = -1) -> Any:
     """x with two axes exchanged: a view. Gradient: dy with the same two exchanged back."""
-    axis1, axis2 = (normalize_axis("swapaxes", axis, x.ndim) for axis in (axis1, axis2))
-    return x.swapaxes(axis1, axis2), lambda dy: dy.swapaxes(axis1, axis2)
+    try:
+        y = x.swapaxes(axis1, axis2)
+    except IndexError:
+        for axis in (axis1, axis2):
+            normalize_axis("swapaxes", axis, x.ndim)
+        raise
+    return y, lambda dy: dy.swapaxes(axis1, axis2)
 
 
 @op
 def transpose(x: Array, axes: Sequence[int] | None = None) -> Any:
     """x with its axes in the order `axes` (default: reversed): a view. Gradient: dy, put back."""
     ndim = x.ndim
-    order = tuple([a % ndim for a in axes] if axes is not None else range(ndim)[::-1])
+    order = tuple([index(a) % ndim for a in axes] if axes is not None else range(ndim)[::-1])
     try:
         y = array_module(x).transpose(x, order)
     except ValueError:
@@ -220,7 +239,7 @@ def split(x: Array, indices: Sequence[int] = (), axis: int = 0) -> Any:
 
     def vjp(*dys: Array) -> Array:
         if all(dy is not None for dy in dys):
-            return array_module(*dys).concatenate(dys, axis=axis)
+            return concatenate_all(*dys, axis=axis)
         given = zip(dys, places, strict=True)
         return reduce(add, [scatter_to(dy, at, shape) for dy, at in given if dy is not None])
 

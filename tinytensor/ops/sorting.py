@@ -58,6 +58,8 @@ def _argtopk(x: Array, k: int, axis: int, largest: bool, sorted: bool) -> Array:
 def _comparable(name: str, x: Array, axis: int) -> tuple[Array, int]:
     """x as an array that NumPy can sort, and the axis counted from the front."""
     x = bottom(x)
+    if not hasattr(axis, "__index__"):
+        raise TypeError(f"{name}: an axis is an integer, not {axis!r}")
     if not -max(1, x.ndim) <= axis < max(1, x.ndim):
         raise IndexError(f"{name}: axis {axis} does not exist in shape {tuple(x.shape)}")
     if x.dtype == bfloat16:

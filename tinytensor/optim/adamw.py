@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..backend import Array, array_module
+from ..cpu.blas import axpby
 from ..cuda import optimizer as cuda
 from ..random import Draw
 from .flat import FlatBuffer
@@ -97,23 +98,17 @@ def _adamw_update_numpy(
 ) -> None:
     beta1, beta2 = betas
     root = math.sqrt(1 - beta2**step)
-    np.multiply(gradient, 1 - beta1, out=scratch)
-    exp_avg *= beta1
-    exp_avg += scratch
+    # Passes that wait for memory alternate with passes that compute: while one thread waits, the
+    # other has the memory to itself.
     np.multiply(gradient, gradient, out=scratch)
-    scratch *= 1 - beta2
-    exp_avg_sq *= beta2
-    exp_avg_sq += scratch
+    axpby(1 - beta2, scratch, beta2, exp_avg_sq)
     # m^ / (√v^ + eps), with both corrections moved out of the passes over the arrays:
     # = root / (1 - beta1^step) · m / (√v + eps · root)
     np.sqrt(exp_avg_sq, out=scratch)
     scratch += eps * root
-    with np.errstate(divide="ignore", invalid="ignore"):  # eps = 0 where there never was a gradient
-        np.divide(exp_avg, scratch, out=scratch)
-    scratch *= lr * root / (1 - beta1**step)
-    if weight_decay:
-        value *= 1 - lr * weight_decay
-    value -= scratch
+    axpby(1 - beta1, gradient, beta1, exp_avg)
+    np.divide(exp_avg, scratch, out=scratch)
+    axpby(-lr * root / (1 - beta1**step), scratch, 1 - lr * weight_decay, value)
 
 
 class _AdamFamily(Optimizer):

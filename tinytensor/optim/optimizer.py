@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..autograd import enable_grad, note_write
-from ..backend import Array, array_module, bfloat16, is_floating
+from ..backend import Array, array_module, bfloat16, is_floating, silent
 from ..cpu.pool import pool
 from ..cpu.threads import split
 from ..random import Draw, default_generator
@@ -213,6 +213,7 @@ class Optimizer:
             else:
                 buffer.clear_gradients()
 
+    @silent
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
 

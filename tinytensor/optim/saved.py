@@ -101,7 +101,9 @@ def checked(
         merged.append(_checked_group(optimizer, group, own))
         for number, parameter in zip(group["params"], own["params"], strict=True):
             state = states.get(number, {})
-            by_parameter[id(parameter)] = _checked_state(optimizer, state, parameter, number)
+            by_parameter[id(parameter)] = _checked_state(
+                optimizer, state, parameter, number, merged[-1]
+            )
     return merged, by_parameter
 
 
@@ -120,7 +122,7 @@ def _checked_group(optimizer: Optimizer, group: Group, own: Group) -> Group:
 
 
 def _checked_state(
-    optimizer: Optimizer, state: Mapping[str, Any], parameter: Tensor, number: int
+    optimizer: Optimizer, state: Mapping[str, Any], parameter: Tensor, number: int, group: Group
 ) -> dict[str, Any]:
     owner = f"{type(optimizer).__name__}: the saved state of parameter {number}"
     if not isinstance(state, Mapping):
@@ -142,7 +144,8 @@ def _checked_state(
                 )
             checked[key] = value
     if checked and optimizer.counts_steps:
-        lacking = [key for key in ("step", *optimizer.state_names) if key not in checked]
+        needed = ("step", *optimizer._names_for(group))
+        lacking = [key for key in needed if key not in checked]
         if lacking:
             raise ValueError(f"{owner} lacks {', '.join(lacking)}")
     return checked

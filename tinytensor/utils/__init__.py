@@ -7,3 +7,5 @@ from __future__ import annotations
 from . import checkpoint as checkpoint
 from . import data as data
 from .data_parallel import DataParallel as DataParallel
+from .data_parallel import LostProcessError as LostProcessError
+from .data_parallel import can_fork as can_fork

@@ -126,7 +126,8 @@ class DataLoader:
 
     `shuffle` puts the samples of each pass in a new order, drawn from `generator` (or the default
     one). `drop_last` leaves out a last batch that is smaller than the others. `collate_fn` makes a
-    batch of a list of samples. `sampler` gives the indices of a pass in its stead.
+    batch of a list of samples. `sampler` gives the indices of a pass in its stead. `pin_memory` is
+    there for PyTorch's sake: CuPy copies through page-locked memory by itself.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class DataLoader:
         sampler: Iterable[int] | None = None,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
         drop_last: bool = False,
         generator: Generator | None = None,
     ) -> None:

@@ -19,11 +19,13 @@ For ranks that are started by a launcher, and for several machines: `tinytensor.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import multiprocessing
 import pickle
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -41,8 +43,14 @@ from ..optim.optimizer import Optimizer
 from ..random import default_generator
 from ..tensor import Tensor, as_tensor
 
-# Process number i draws random numbers from i · 2^56 blocks further on.
+# Process number i draws random numbers of its own from i · 2^56 blocks further on.
 STRETCH = 1 << 56
+
+Part = tuple[int, int, int]  # start and stop of some rows, and how many there are in all
+
+
+class LostProcessError(RuntimeError):
+    """One of the other processes has ended, killed or out of memory, or could not be started."""
 
 
 class DataParallel:
@@ -51,7 +59,9 @@ class DataParallel:
     `function(*tensors)` returns the mean of a loss over the first axis of its tensors, all of which
     are cut along it. `optimizer` has the parameters that it trains. `processes`: how many, this one
     included; by default as many as there would be threads. Where processes cannot be forked
-    (Windows, macOS) this one does everything.
+    (Windows, macOS) this one does everything. `random_by_row`: every random number that the
+    function draws belongs to a row, as the masks of dropout do; with any number of processes they
+    are then those of one (`Generator.of_rows`). Otherwise each process draws its own.
 
     A call returns the loss, without a graph (in float32, if the function's is narrower), and adds
     the gradients to `p.grad`. They are those of the whole batch, up to rounding, if each part has
@@ -60,17 +70,23 @@ class DataParallel:
     batch norm) stays in the process that wrote it.
 
     Raises ValueError for tensors of different lengths, RuntimeError where the gradients would not
-    be complete, and whatever the function raises, in any of the processes.
+    be complete, LostProcessError where another process ended or could not be started, and whatever
+    the function raises, in any of the processes.
     """
 
     def __init__(
-        self, function: Callable[..., Tensor], optimizer: Optimizer, processes: int | None = None
+        self,
+        function: Callable[..., Tensor],
+        optimizer: Optimizer,
+        processes: int | None = None,
+        random_by_row: bool = False,
     ) -> None:
         processes = get_num_threads() if processes is None else processes
         if processes < 1:
             raise ValueError(f"DataParallel: at least 1 process is needed, got {processes}")
         self.function, self.optimizer = function, optimizer
-        self.processes = processes if _can_fork() else 1
+        self.processes = processes if can_fork() else 1
+        self.random_by_row = random_by_row
         self._helpers: list[_Helper] = []
         self._values: list[Array] = []  # of the parameters, where all processes see them
         self._buffers: list[FlatBuffer] = []
@@ -89,15 +105,14 @@ class DataParallel:
         busy = self._helpers[: rows - 1]
         if busy:
             self._hand_over_values()
-        edges = [rows * i // (len(busy) + 1) for i in range(len(busy) + 2)]
+        parts = cut(rows, len(busy) + 1)
         place = default_generator.get_state()
-        for i, helper in enumerate(busy, 1):
-            part = slice(edges[i], edges[i + 1])
-            counter = (place["counter"] + i * STRETCH) % (1 << 64)
-            state = {**place, "counter": counter}
-            helper.begin([x[part] for x in arrays], (part.stop - part.start) / rows, state)
+        for helper, (start, stop) in zip(busy, parts[1:], strict=True):
+            state = place if self.random_by_row else further_on(place, helper.number)
+            helper.begin([x[start:stop] for x in arrays], (start, stop, rows), state)
         with _one_thread() if busy else nullcontext():
-            loss = self._backward([x[: edges[1]] for x in arrays], edges[1] / rows)
+            start, stop = parts[0]
+            loss = self._backward([x[start:stop] for x in arrays], (start, stop, rows))
         for helper in busy:
             theirs, present = helper.result()
             loss += theirs
@@ -106,6 +121,10 @@ class DataParallel:
             ):
                 _add_gradients(buffer, gradients, there)
         return as_tensor(loss)
+
+    def other_processes(self) -> list[int]:
+        """The process numbers (pid) of those that the first call has started."""
+        return [helper.pid for helper in self._helpers]
 
     def close(self) -> None:
         """End the other processes; the next call starts others, from what is here then."""
@@ -139,8 +158,14 @@ class DataParallel:
         self._learned = self._requiring_gradients()
         self._training = self._owner_is_training()
         self._values = [shared_zeros(buffer.size, buffer.dtype) for buffer in buffers]
-        for number in range(1, self.processes):
-            self._helpers.append(_Helper(number, self))
+        try:
+            for number in range(1, self.processes):
+                self._helpers.append(_Helper(number, self))
+        except OSError as error:
+            self.close()
+            raise LostProcessError(
+                f"DataParallel: process {number} could not be started: {error.strerror}"
+            ) from None
 
     def _check(self) -> None:
         """Refuse what the other processes would not know of."""
@@ -174,13 +199,16 @@ class DataParallel:
 
     # --- what each process does -----------------------------------------------------------------
 
-    def _backward(self, arrays: Sequence[Array], share: float) -> Array:
+    def _backward(self, arrays: Sequence[Array], part: Part) -> Array:
         """share · loss of a part of the batch; its gradients are added to the leaves'."""
-        loss = self.function(*map(as_tensor, arrays))
-        if not self._looked and self._helpers and loss.node is not None:
-            self._check_leaves(loss.node)
-            self._looked = True
-        loss.backward(as_tensor(np.full(loss.shape, share, loss.dtype)))
+        start, stop, rows = part
+        share = (stop - start) / rows
+        with default_generator.of_rows(*part) if self.random_by_row else nullcontext():
+            loss = self.function(*map(as_tensor, arrays))
+            if not self._looked and self._helpers and loss.node is not None:
+                self._check_leaves(loss.node)
+                self._looked = True
+            loss.backward(as_tensor(np.full(loss.shape, share, loss.dtype)))
         return loss.array * share
 
     def _check_leaves(self, loss: Node) -> None:
@@ -212,18 +240,28 @@ class _Helper:
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=self._serve, args=(owner, theirs), daemon=True)
-        with warnings.catch_warnings():
-            # Of a fork beside threads Python warns, because one of them may hold a lock. Ours wait
-            # for work, and OpenBLAS ends its own before a fork.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._process.start()
+        # Ctrl-C is for the process with the terminal: the other one never sees it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with warnings.catch_warnings():
+                # Of a fork beside threads Python warns, because one of them may hold a lock. Ours
+                # wait for work, and OpenBLAS ends its own before a fork.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
 
     # --- here ---
 
-    def begin(self, arrays: list[Array], share: float, random_state: dict[str, int]) -> None:
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def begin(self, arrays: list[Array], part: Part, random_state: dict[str, int]) -> None:
         self._busy = True
-        self._talk(self._connection.send, (arrays, share, random_state))
+        self._talk(self._connection.send, (arrays, part, random_state))
 
     def result(self) -> tuple[Array, list[list[bool]]]:
         """share · loss, and which parameters have a gradient; raises what went wrong there."""
@@ -244,7 +282,7 @@ class _Helper:
             return say(*words)
         except (EOFError, OSError):
             self._process.join(1)
-            raise RuntimeError(
+            raise LostProcessError(
                 f"DataParallel: process {self.number} ended with code {self._process.exitcode}; "
                 "-9 is what the system does when memory runs out (with fewer processes there is "
                 "less of it in use)"
@@ -252,7 +290,7 @@ class _Helper:
 
     def close(self) -> None:
         self._connection.close()
-        self._process.terminate()  # it may be at work on what nobody wants any more
+        self._process.kill()  # it may be at work on what nobody wants any more
         self._process.join()
 
     # --- there ---
@@ -261,7 +299,6 @@ class _Helper:
         """Answer requests until the other end is closed."""
         for helper in (*owner._helpers, self):
             helper._connection.close()  # or nobody's end would be the last
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process with the terminal
         owner._helpers = [self]
         for buffer in owner._buffers:
             buffer.state.clear()  # the optimizer's moments: they are of no use here
@@ -275,16 +312,20 @@ class _Helper:
                     answer: tuple[Any, ...] = (None, *self._part(owner, *request))
                 except Exception as error:
                     answer = (_portable(error),)
-                connection.send(answer)
+                    answer[0].add_note("in another process:\n" + traceback.format_exc())
+                try:
+                    connection.send(answer)
+                except OSError:  # nobody is there any more to hear it
+                    return
 
     def _part(
-        self, owner: DataParallel, arrays: list[Array], share: float, random_state: dict[str, int]
+        self, owner: DataParallel, arrays: list[Array], part: Part, random_state: dict[str, int]
     ) -> tuple[Array, list[list[bool]]]:
         default_generator.set_state(random_state)
         for buffer, values in zip(owner._buffers, owner._values, strict=True):
             buffer.values[...] = values
         owner.optimizer.zero_grad()
-        loss = owner._backward(arrays, share)
+        loss = owner._backward(arrays, part)
         present = [buffer.gather_gradients() for buffer in owner._buffers]
         for buffer, gradients, here in zip(owner._buffers, self.gradients, present, strict=True):
             for run in buffer.runs(here, by_step=False):
@@ -317,7 +358,24 @@ def _common_length(inputs: Sequence[Tensor]) -> int:
     return length
 
 
-def _can_fork() -> bool:
+def cut(rows: int, parts: int) -> list[tuple[int, int]]:
+    """Start and stop of so many neighbouring parts, as equal as can be.
+
+    >>> cut(7, 2)
+    [(0, 3), (3, 7)]
+    """
+    edges = [rows * i // parts for i in range(parts + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def further_on(random_state: dict[str, int], number: int) -> dict[str, int]:
+    """Where process number `number` draws random numbers of its own."""
+    counter = (random_state["counter"] + number * STRETCH) % (1 << 64)
+    return {**random_state, "counter": counter}
+
+
+def can_fork() -> bool:
+    """Whether processes can be copied here."""
     # Apple's own libraries do not survive a fork.
     return "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
 
