@@ -310,6 +310,13 @@ def test_norms_give_the_same_bits_by_however_many_threads_of_blas(
         np.testing.assert_array_equal(one, all_of_them)
 
 
+def test_column_sums_give_the_same_bits_by_however_many_threads_of_blas(blas_on_two_threads):
+    x = np.random.default_rng(0).standard_normal((3000, 700)).astype(np.float32)
+    found = linear.column_sums(x)
+    with threads.single_threaded_blas:
+        np.testing.assert_array_equal(found, linear.column_sums(x))
+
+
 def test_set_num_threads_refuses_none():
     with pytest.raises(ValueError, match="at least 1"):
         tt.set_num_threads(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ TOO_SMALL_FOR_BLAS_THREADS = 1 << 18
 PACKED = 1 << 12
 # Numbers in a matrix of zeros and ones that adds up equal ids, and in one for every row of a table.
 FEW_EQUAL, FEW_ROWS = 1 << 21, 1 << 16
+SHARED_BY_BLAS = 1 << 18  # numbers in a matrix whose product with a vector OpenBLAS may share out
 ADDED = 1 << 20  # numbers of a product that is added to another array, at a time
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -184,9 +186,10 @@ def add_product(total: Array, a: Array, b: Array) -> None:
 
 def column_sums(x: Array) -> Array:
     """Σ over rows, as the product of a row of ones with x (N, C): BLAS adds faster than np.sum
-    does.
+    does. On one thread, if it could be several: the bits would tell how many there were.
     """
-    return ones(len(x), x.dtype) @ x
+    with single_threaded_blas if x.size > SHARED_BY_BLAS else nullcontext():
+        return ones(len(x), x.dtype) @ x
 
 
 @functools.lru_cache(maxsize=64)
