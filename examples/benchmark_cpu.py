@@ -256,12 +256,12 @@ def main() -> None:
     details, sentences = explained(arguments, races, {**peak_of, "ours": peak})
     for sentence in sentences:
         print(sentence)
-    if arguments.markdown:
-        notes = machine_lines(machine, VARIABLE) + sentences
-        arguments.markdown.write_text(markdown(races, notes), encoding="utf-8")
     if arguments.json:
         measured = {"machine": machine, "workloads": races, **details}
         arguments.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    if arguments.markdown:
+        notes = machine_lines(machine, VARIABLE) + sentences
+        arguments.markdown.write_text(markdown(races, notes), encoding="utf-8")
     print(last_line(races))
 
 

@@ -329,6 +329,10 @@ def test_times_are_short_and_the_best_is_bold(parts: dict[str, ModuleType]):
     )
     assert tables.best_peer({"engines": engines}) == "torch"
     assert page.endswith("- a machine\n")
+    both = {"W2": {"engines": {**engines, "ours, processes": engine(0.04, 10)}}}
+    page = tables.markdown({**both, "W3": {"engines": engines}}, [])  # no memory for it in W3
+    assert "| **30.0 ms** | 0.60 | 40.0 ms | 0.80 |" in page.splitlines()[2]
+    assert "| **30.0 ms** | 0.60 | - | - |" in page.splitlines()[3]
     line = tables.comparison("W2", {"engines": engines}, "ours", "torch")
     assert line == (
         "W2: ours takes 0.60 of the time of torch (turn by turn: quartiles 0.60 and 0.60), aimed "

@@ -139,7 +139,8 @@ def markdown(races: dict[str, Race], notes: list[str]) -> str:
             said = short_time(times[engine]) if engine in times else "-"
             row.append(f"**{said}**" if engine == quickest else said)
             if engine in OURS:
-                row.append(f"{times[engine] / times[best]:.2f}" if best else "-")
+                timed = best and engine in times  # a row may have had no memory here
+                row.append(f"{times[engine] / times[best]:.2f}" if timed else "-")
         share = memory_share(result, ours[0]) if ours else None
         rows.append([*row, f"{share:.2f}" if share else "-"])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
