@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from ..backend import Array, array_module, silent
+from ..backend import array_module
 from ..cuda import optimizer as cuda
-from .optimizer import Group, Optimizer, Params
+from .optimizer import Group, Optimizer, Params, Stretch
 
 
 class Adadelta(Optimizer):
@@ -42,20 +41,10 @@ class Adadelta(Optimizer):
         self._refuse(group, "rho", 0.0 <= group["rho"] <= 1.0, "between 0 and 1")
         self._refuse(group, "eps", group["eps"] >= 0.0, "at least 0")
 
-    @silent
-    def _update(
-        self,
-        value: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
+    def _update(self, stretch: Stretch) -> None:
+        value, gradient, (square_avg, acc_delta), _, group, (work, change) = stretch
         cuda.refuse_recording(type(self).__name__)
         xp = array_module(value)
-        work, change = scratch
-        square_avg, acc_delta = state
         rho, eps = group["rho"], group["eps"]
         xp.multiply(value, group["weight_decay"], out=change)
         change += gradient  # g

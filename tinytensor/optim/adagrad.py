@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from ..backend import Array, array_module, silent
+from ..backend import array_module
 from ..cuda import optimizer as cuda
-from .optimizer import Group, Optimizer, Params
+from .optimizer import Group, Optimizer, Params, Stretch
 
 
 class Adagrad(Optimizer):
@@ -49,26 +48,13 @@ class Adagrad(Optimizer):
         for key in ("lr_decay", "initial_accumulator_value", "eps"):
             self._refuse(group, key, group[key] >= 0.0, "at least 0")
 
-    @silent
-    def _update(
-        self,
-        value: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
+    def _update(self, stretch: Stretch) -> None:
+        value, gradient, (total,), step, group, (change, decayed) = stretch
         cuda.refuse_recording(type(self).__name__)
         xp = array_module(value)
-        change, decayed = scratch
-        (total,) = state
         if step == 1:
             total[...] = group["initial_accumulator_value"]
-        if group["weight_decay"]:
-            xp.multiply(value, group["weight_decay"], out=decayed)
-            decayed += gradient
-            gradient = decayed
+        gradient = stretch.decayed_gradient(decayed)
         xp.multiply(gradient, gradient, out=change)
         total += change
         xp.sqrt(total, out=change)

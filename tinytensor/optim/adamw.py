@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..cpu.blas import axpby
 from ..cuda import optimizer as cuda
 from ..random import Draw
 from .flat import FlatBuffer
-from .optimizer import Group, Optimizer, Params
+from .optimizer import Group, Optimizer, Params, Stretch
 
 
 def adamw_reference(
@@ -123,73 +122,36 @@ class _AdamFamily(Optimizer):
         good = len(betas) == 2 and all(0.0 <= beta < 1.0 for beta in betas)
         self._refuse(group, "betas", good, "two numbers in [0, 1)")
 
-    def _update(
-        self,
-        value: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
+    def _update(self, stretch: Stretch) -> None:
+        value, gradient, state, step, group, (temporary, decayed) = stretch
         if cuda.updates(value, gradient, *state):
-            self._on_device(value, gradient, state, step, group)
+            self._on_device(stretch)
             return
         cuda.refuse_recording(value.dtype)
         options = _options(step, group)
-        temporary, decayed = scratch
-        if self.coupled and group["weight_decay"]:
-            decayed = array_module(value).multiply(value, group["weight_decay"], out=decayed)
-            decayed += gradient
-            gradient = decayed
         if self.coupled:
+            gradient = stretch.decayed_gradient(decayed)
             options["weight_decay"] = 0.0
         exp_avg, exp_avg_sq = state
         adamw_update(value, gradient, exp_avg, exp_avg_sq, temporary, **options)
 
-    def _update_with_master(
-        self,
-        value: Array,
-        gradient: Array,
-        master: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
-        if cuda.updates(value, gradient, master, *state):
-            self._on_device(value, gradient, state, step, group, master=master)
+    def _update_with_master(self, stretch: Stretch, master: Array) -> None:
+        if cuda.updates(stretch.value, stretch.gradient, master, *stretch.state):
+            self._on_device(stretch, master=master)
         else:
-            super()._update_with_master(value, gradient, master, state, step, group, scratch)
+            super()._update_with_master(stretch, master)
 
-    def _update_at_random(
-        self,
-        value: Array,
-        gradient: Array,
-        place: tuple[Draw, int],
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
-        if cuda.updates(value, gradient, *state):
-            self._on_device(value, gradient, state, step, group, draw=place[0])
+    def _update_at_random(self, stretch: Stretch, place: tuple[Draw, int]) -> None:
+        if cuda.updates(stretch.value, stretch.gradient, *stretch.state):
+            self._on_device(stretch, draw=place[0])
         else:
-            super()._update_at_random(value, gradient, place, state, step, group, scratch)
+            super()._update_at_random(stretch, place)
 
-    def _on_device(
-        self,
-        value: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        **kept: Any,
-    ) -> None:
+    def _on_device(self, stretch: Stretch, **kept: Any) -> None:
         """The same in one kernel, `kernels/adamw.cu`."""
+        value, gradient, (exp_avg, exp_avg_sq), step, group, _ = stretch
         formula = functools.partial(cuda.adamw_factors, coupled=self.coupled)
         factors = cuda.factors_for(value, formula, _options(step, group))
-        exp_avg, exp_avg_sq = state
         cuda.adamw(value, gradient, exp_avg, exp_avg_sq, factors, **kept)
 
     def _scratch(self, buffer: FlatBuffer, part: slice) -> tuple[Array, Array]:

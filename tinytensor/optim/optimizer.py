@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,25 @@ CHUNK = 1 << 18
 
 Group = dict[str, Any]
 Params = Iterable[Tensor] | Iterable[Group]
+
+
+class Stretch(NamedTuple):
+    """Neighbouring numbers of a flat buffer, and what one update of them needs; all arrays 1-D."""
+
+    value: Array  # the parameters, to be updated in place
+    gradient: Array  # not to be written
+    state: Sequence[Array]  # what `_names_for` names, to be updated in place
+    step: int  # which update of these numbers it is, from 1
+    group: Group
+    scratch: tuple[Array, Array]  # of the same length, to be written at will
+
+    def decayed_gradient(self, out: Array) -> Array:
+        """gradient + weight_decay · value, in `out`; the gradient itself where nothing decays."""
+        if not self.group["weight_decay"]:
+            return self.gradient
+        out = array_module(self.value).multiply(self.value, self.group["weight_decay"], out=out)
+        out += self.gradient
+        return out
 
 
 class Optimizer:
@@ -249,14 +268,13 @@ class Optimizer:
                 state = [array[part] for array in arrays]
                 scratch = self._scratch(buffer, part)
                 value, gradient = buffer.values[part], buffer.gradients[part]
+                stretch = Stretch(value, gradient, state, step, group, scratch)
                 if buffer.dtype == buffer.precision:
-                    self._update(value, gradient, state, step, group, scratch)
+                    self._update(stretch)
                 elif draw is None:
-                    master = buffer.state_array("master")[part]
-                    self._update_with_master(value, gradient, master, state, step, group, scratch)
+                    self._update_with_master(stretch, buffer.state_array("master")[part])
                 else:
-                    place = draw, part.start - first
-                    self._update_at_random(value, gradient, place, state, step, group, scratch)
+                    self._update_at_random(stretch, (draw, part.start - first))
 
         if on_cpu:
             split(count, CHUNK, update)
@@ -265,35 +283,19 @@ class Optimizer:
         for index in range(run.first, run.last):
             buffer.steps[index] = step
 
-    def _update_with_master(
-        self,
-        value: Array,
-        gradient: Array,
-        master: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
+    def _update_with_master(self, stretch: Stretch, master: Array) -> None:
         """`_update` of the float32 weights behind narrower ones, which are those rounded."""
-        follow(master, value)
-        self._update(master, gradient.astype(master.dtype), state, step, group, scratch)
-        value[...] = master
+        follow(master, stretch.value)
+        gradient = stretch.gradient.astype(master.dtype)
+        self._update(stretch._replace(value=master, gradient=gradient))
+        stretch.value[...] = master
 
-    def _update_at_random(
-        self,
-        value: Array,
-        gradient: Array,
-        place: tuple[Draw, int],
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
+    def _update_at_random(self, stretch: Stretch, place: tuple[Draw, int]) -> None:
         """`_update` of bfloat16 weights, rounded up or down by the words of a draw from a place."""
-        exact = value.astype(np.float32)
-        self._update(exact, gradient.astype(np.float32), state, step, group, scratch)
-        round_at_random(value, exact, *place)
+        exact = stretch.value.astype(np.float32)
+        gradient = stretch.gradient.astype(np.float32)
+        self._update(stretch._replace(value=exact, gradient=gradient))
+        round_at_random(stretch.value, exact, *place)
 
     def _scratch(self, buffer: FlatBuffer, part: slice) -> tuple[Array, Array]:
         """Two arrays for an update to write into."""
@@ -305,19 +307,8 @@ class Optimizer:
         """The state arrays that an update of `group` reads and writes."""
         return self.state_names
 
-    def _update(
-        self,
-        value: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
-        """Update `value` and `state` in place: the `step`-th update (from 1) of these numbers.
-
-        `gradient` must not be written; the two scratch arrays, of the same length, may.
-        """
+    def _update(self, stretch: Stretch) -> None:
+        """Update the numbers and their state in place."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it updates a parameter")
 
     # --- state ----------------------------------------------------------------------------------

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from ..backend import Array, array_module, silent
+from ..backend import array_module
 from ..cuda import optimizer as cuda
-from .optimizer import Group, Optimizer, Params
+from .optimizer import Group, Optimizer, Params, Stretch
 
 
 class RMSprop(Optimizer):
@@ -60,25 +59,13 @@ class RMSprop(Optimizer):
         used = (True, bool(group["centered"]), group["momentum"] > 0.0)
         return tuple(name for name, use in zip(self.state_names, used, strict=True) if use)
 
-    @silent
-    def _update(
-        self,
-        value: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
+    def _update(self, stretch: Stretch) -> None:
+        value, gradient, state, _, group, (change, decayed) = stretch
         cuda.refuse_recording(type(self).__name__)
         xp = array_module(value)
-        change, decayed = scratch
         moments = dict(zip(self._names_for(group), state, strict=True))
         square_avg, alpha = moments["square_avg"], group["alpha"]
-        if group["weight_decay"]:
-            xp.multiply(value, group["weight_decay"], out=decayed)
-            decayed += gradient
-            gradient = decayed
+        gradient = stretch.decayed_gradient(decayed)
         xp.multiply(gradient, gradient, out=change)
         change *= 1 - alpha
         square_avg *= alpha

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from ..backend import Array, array_module
 from ..cuda import optimizer as cuda
 from .flat import FlatBuffer
-from .optimizer import Group, Optimizer, Params
+from .optimizer import Group, Optimizer, Params, Stretch
 
 
 class SGD(Optimizer):
@@ -58,25 +57,14 @@ class SGD(Optimizer):
     def _names_for(self, group: Group) -> tuple[str, ...]:
         return self.state_names if group["momentum"] else ()
 
-    def _update(
-        self,
-        value: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
+    def _update(self, stretch: Stretch) -> None:
+        value, gradient, state, step, group, (change, decayed) = stretch
         if cuda.updates(value, gradient, *state):
-            self._on_device(value, gradient, None, state, step, group)
+            self._on_device(stretch)
             return
         cuda.refuse_recording(value.dtype)
         xp = array_module(value)
-        change, decayed = scratch
-        if group["weight_decay"]:
-            decayed = xp.multiply(value, group["weight_decay"], out=decayed)
-            decayed += gradient
-            gradient = decayed
+        gradient = stretch.decayed_gradient(decayed)
         if group["momentum"]:
             (buffer,) = state
             if step == 1:
@@ -94,31 +82,15 @@ class SGD(Optimizer):
         change = xp.multiply(gradient, float(group["lr"]), out=change)
         value -= change
 
-    def _update_with_master(
-        self,
-        value: Array,
-        gradient: Array,
-        master: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-        scratch: tuple[Array, Array],
-    ) -> None:
-        if cuda.updates(value, gradient, master, *state):
-            self._on_device(value, gradient, master, state, step, group)
+    def _update_with_master(self, stretch: Stretch, master: Array) -> None:
+        if cuda.updates(stretch.value, stretch.gradient, master, *stretch.state):
+            self._on_device(stretch, master)
         else:
-            super()._update_with_master(value, gradient, master, state, step, group, scratch)
+            super()._update_with_master(stretch, master)
 
-    def _on_device(
-        self,
-        value: Array,
-        gradient: Array,
-        master: Array,
-        state: Sequence[Array],
-        step: int,
-        group: Group,
-    ) -> None:
+    def _on_device(self, stretch: Stretch, master: Array = None) -> None:
         """The same in one kernel, `kernels/sgd.cu`."""
+        value, gradient, state, step, group, _ = stretch
         running = ("momentum", "dampening", "nesterov") if state else ()
         names = ("lr", "weight_decay", *running)
         options = {"step": step} | {name: group[name] for name in names}
